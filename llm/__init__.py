@@ -1,0 +1,1 @@
+"""The course's shared code: one idea a file, and nothing runs on import."""

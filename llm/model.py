@@ -1,0 +1,173 @@
+"""The GPT of chapter 12, with the switches that make it GPT-2 (Radford et al. 2019).
+
+Module names are GPT-2's own, so its weights load by name. Knows nothing about LoRA or data.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from llm.loss import next_token_loss
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    vocab_size: int = 50257  # GPT-2's tokenizer
+    block_size: int = 64  # context length in tokens
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128  # width, d in the course
+    ffn_mult: int = 4  # the MLP's inner width over n_embd
+    dropout: float = 0.0
+    bias: bool = False  # in the attention's linears; GPT-2 has it
+    tied_lm_head: bool = False  # one matrix for embedding and head; GPT-2 ties
+
+    def __post_init__(self):
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.n_head, self.dropout = config.n_head, config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # q, k, v in one product
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x, past=None):
+        B, T, C = x.shape
+        q, k, v = (
+            t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, heads, T, C / heads)
+            for t in self.c_attn(x).split(C, dim=2)
+        )
+        if past is not None:
+            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)  # (B, heads, past + T, C / heads)
+        # a cached step looks at everything so far; only a first pass needs the mask
+        y = F.scaled_dot_product_attention(
+            q, k, v, is_causal=past is None, dropout_p=self.dropout if self.training else 0.0
+        )
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return F.dropout(self.c_proj(y), self.dropout, self.training), (k, v)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.dropout = config.dropout
+        self.c_fc = nn.Linear(config.n_embd, config.ffn_mult * config.n_embd)
+        self.c_proj = nn.Linear(config.ffn_mult * config.n_embd, config.n_embd)
+
+    def forward(self, x):
+        return F.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.ln_1, self.attn = nn.LayerNorm(config.n_embd), CausalSelfAttention(config)
+        self.ln_2, self.mlp = nn.LayerNorm(config.n_embd), MLP(config)
+
+    def forward(self, x, past=None):
+        y, present = self.attn(self.ln_1(x), past)
+        x = x + y
+        return x + self.mlp(self.ln_2(x)), present
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer: pre-norm blocks, learned positions.
+
+    `model(idx)` -> logits (B, T, vocab); `model(idx, targets)` -> (None, loss), the logits never held whole.
+    idx and targets are (B, T) token ids, T <= block_size; a target of -100 does not count.
+    Raises ValueError when T is longer than the context.
+    """
+
+    def __init__(self, config: GPTConfig = GPTConfig()):
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(
+            dict(
+                wte=nn.Embedding(config.vocab_size, config.n_embd),
+                wpe=nn.Embedding(config.block_size, config.n_embd),
+                h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+                ln_f=nn.LayerNorm(config.n_embd),
+            )
+        )
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.apply(self._init)
+        for name, p in self.named_parameters():  # GPT-2: residual projections start smaller, by the depth
+            if name.endswith("c_proj.weight"):
+                nn.init.normal_(p, std=0.02 / (2 * config.n_layer) ** 0.5)
+        if config.tied_lm_head:
+            self.lm_head.weight = self.transformer.wte.weight
+
+    @staticmethod
+    def _init(module):
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, idx, targets=None):
+        hidden, _ = self.hidden(idx)
+        if targets is None:
+            return self.lm_head(hidden)  # (B, T, vocab)
+        return None, next_token_loss(hidden, self.lm_head.weight, targets)
+
+    def hidden(self, idx, past=None):
+        """The final normed states (B, T, C), and each block's keys and values for the next call's `past`."""
+        start = past[0][0].size(2) if past else 0
+        T = idx.size(1)
+        if start + T > self.config.block_size:
+            raise ValueError(f"{start + T} tokens do not fit a context of {self.config.block_size}")
+        x = self.transformer.wte(idx) + self.transformer.wpe.weight[start : start + T]  # (B, T, C)
+        presents = []
+        for i, block in enumerate(self.transformer.h):
+            x, present = block(x, past[i] if past else None)
+            presents.append(present)
+        return self.transformer.ln_f(x), presents
+
+    @torch.no_grad()
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, seed=None, stop=None, use_cache=True):
+        """`idx` (B, T) continued by up to `max_new_tokens` ids.
+
+        temperature 0 takes the likeliest token; top_k keeps the k likeliest; seed makes the draw repeatable;
+        stop: a token id that ends a row (the row is then filled with it). A prompt longer than the context is
+        read from its end; past the context the window slides.
+        """
+        if idx.size(1) == 0:
+            raise ValueError("the prompt is empty: give at least one token (END_OF_TEXT will do)")
+        generator = torch.Generator(idx.device).manual_seed(seed) if seed is not None else None
+        was_training = self.training
+        self.eval()
+        past, done = None, torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
+        try:
+            for _ in range(max_new_tokens):
+                # positions are absolute: once the window slides every cached key is stale
+                fits = idx.size(1) <= self.config.block_size
+                if past is None or not fits or not use_cache:
+                    hidden, past = self.hidden(idx[:, -self.config.block_size :])
+                else:
+                    hidden, past = self.hidden(idx[:, -1:], past)
+                logits = self.lm_head(hidden[:, -1])  # (B, vocab)
+                new = sample(logits, temperature, top_k, generator)
+                if stop is not None:
+                    new = torch.where(done, torch.full_like(new, stop), new)
+                    done |= new == stop
+                idx = torch.cat((idx, new[:, None]), dim=1)
+                if done.all() and stop is not None:
+                    break
+        finally:
+            self.train(was_training)
+        return idx
+
+
+def sample(logits, temperature=1.0, top_k=None, generator=None):
+    """One token id a row from logits (B, vocab)."""
+    if temperature <= 0:
+        return logits.argmax(-1)
+    if top_k is not None:
+        kth = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    return torch.multinomial(F.softmax(logits / temperature, -1), 1, generator=generator)[:, 0]

@@ -1,0 +1,142 @@
+"""The base model: how it is trained, how it is loaded, and the reader's own checkpoint in its place.
+
+Weights are read from safetensors; a learner's own `.pt` is unpickled with `weights_only=True`, nothing else ever is.
+"""
+
+import csv
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from llm import corpora, records
+from llm.corpora import Batch
+from llm.model import GPT, GPTConfig
+from llm.training import evaluate, make_optimizer, train
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = ROOT / "data" / "base"
+CHECKPOINT = ROOT / "checkpoints" / "model.pt"  # where the earlier chapters save theirs
+
+# Rows of a pretraining batch by corpus: 24 windows of text and 12 records, about 2,000 tokens a step.
+MIXTURE = {"speeches": 12, "shakespeare": 6, "python": 6, "records": 12}
+
+
+def pretraining_rate(name: str) -> float:
+    """Peak learning rate by parameter: an embedding row is touched by few tokens, so it may move further at each."""
+    if name in ("transformer.wte.weight", "transformer.wpe.weight"):
+        return 3e-2
+    return 2e-3 if name == "lm_head.weight" else 1e-3
+
+
+class BaseError(Exception):
+    """A base model cannot be loaded; the message says what to do."""
+
+
+def load_base(own: Path = CHECKPOINT, shipped: Path = BASE) -> GPT:
+    """The chapter-12 model in float32: the learner's own checkpoint when there is one, else the one that ships.
+
+    Raises BaseError when a file is missing, damaged or of another shape.
+    """
+    if own.is_file():
+        return _fill(own, _read_pt(own))
+    path = shipped / "model.safetensors"
+    if not path.is_file():
+        raise BaseError(f"the base model {path} is missing: restore it with `git checkout data/base`")
+    try:
+        return _fill(path, load_file(path))
+    except SafetensorError as error:
+        raise BaseError(f"{path} is damaged ({error}): restore it with `git checkout data/base`") from None
+
+
+def _read_pt(path):
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch raises half a dozen kinds here, for damage and for pickles that it refuses
+        raise BaseError(f"{path} is not a plain PyTorch state dict: save it with torch.save(model.state_dict(), path), or move it away") from None
+    return state.get("model", state) if isinstance(state, dict) else {}
+
+
+def _fill(path, state):
+    model = GPT(GPTConfig())
+    own = model.state_dict()
+    wrong = sorted(k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape)
+    if wrong:
+        raise BaseError(f"{path} does not hold the chapter-12 model: {len(wrong)} tensors differ, {wrong[0]} first; move it away to use the shipped base")
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def mixture(seed: int = 0, start: int = 0) -> Iterator[Batch]:
+    """Pretraining batches: rows of every register, in the proportions of `MIXTURE`; batch i depends on (seed, i)."""
+    streams = []
+    for name, rows in MIXTURE.items():
+        own_seed = seed * 1009 + zlib.crc32(name.encode()) % 1000
+        if name == "records":
+            streams.append(records.record_batches(rows, seed=own_seed, schemas=records.BASE_SCHEMAS, start=start))
+        else:
+            streams.append(corpora.batches(corpora.load(name).train, rows, seed=own_seed, start=start))
+    for parts in zip(*streams):
+        yield torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+def heldout(limit: int = 4) -> dict[str, list[Batch]]:
+    """Held-out batches of each register in the mixture: documents, and records, that training never sees."""
+    found = {name: corpora.heldout_batches(corpora.load(name).heldout, limit=limit) for name in MIXTURE if name != "records"}
+    unseen = records.record_batches(32, seed=-1, schemas=records.BASE_SCHEMAS)
+    return found | {"records": [next(unseen) for _ in range(limit)]}
+
+
+def pretrain(out: Path, steps: int = 4200, seed: int = 0, every: int = 100) -> Iterator[dict]:
+    """Train the base from scratch into `out`, one log row yielded every `every` steps; a killed run resumes.
+
+    Writes `log.csv` and `resume.pt` as it goes, `model.safetensors` (fp16) and `config.json` at the end.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig())
+    optimizer = make_optimizer(model, pretraining_rate, weight_decay=0.1)
+    rows, seconds, tokens, resume = [], 0.0, 0, out / "resume.pt"
+    if resume.exists():
+        saved = torch.load(resume, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        rows, seconds, tokens = saved["rows"], saved["seconds"], saved["tokens"]
+    start = rows[-1]["step"] if rows else 0
+    held = heldout()
+    stream = mixture(seed, start)
+    for step in train(model, stream, steps=steps, lr=pretraining_rate, warmup=30, optimizer=optimizer, start=start):
+        seconds, tokens = seconds + step.seconds, tokens + step.tokens
+        done = step.index + 1
+        if done % every == 0 or done == steps:
+            losses = {name: round(evaluate(model, batches), 4) for name, batches in held.items()}
+            rows.append(dict(step=done, tokens=tokens, seconds=round(seconds), train=round(step.loss, 4), **losses))
+            state = dict(model=model.state_dict(), optimizer=optimizer.state_dict(), rows=rows, seconds=seconds, tokens=tokens)
+            _replace(resume, lambda path: torch.save(state, path))
+            _replace(out / "log.csv", lambda path: _write_log(path, rows))
+            yield rows[-1]
+    half = {k: v.half().contiguous() for k, v in model.state_dict().items()}
+    _replace(out / "model.safetensors", lambda path: save_file(half, path))
+    _replace(out / "config.json", lambda path: path.write_text(json.dumps(asdict(model.config), indent=2) + "\n"))
+    resume.unlink(missing_ok=True)
+
+
+def _write_log(path, rows):
+    with open(path, "w", newline="") as f:
+        writer = csv.DictWriter(f, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _replace(path, write):
+    """`write` a file beside `path`, then rename it: a kill leaves the old file or the new one."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        write(Path(folder) / path.name)
+        os.replace(Path(folder) / path.name, path)

@@ -1,0 +1,113 @@
+"""The training loop, as a generator of steps: the caller owns the loop, and prints, plots or stops between steps.
+
+Knows nothing about LoRA: whatever has `requires_grad` trains, the rest does not reach the optimizer.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+
+LearningRate = float | Callable[[str], float]
+
+
+class TrainingError(Exception):
+    """Training cannot go on; the model holds the weights of the last good step."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: its index from 0, mean loss in nats a token, learning rate, seconds, tokens read."""
+
+    index: int
+    loss: float
+    lr: float
+    seconds: float
+    tokens: int
+
+
+def make_optimizer(model: nn.Module, lr: LearningRate, weight_decay: float = 0.0) -> torch.optim.AdamW:
+    """AdamW over the parameters that train; `lr` is one rate, or a function of the parameter's name.
+
+    Decay touches matrices that multiply, never embeddings, norms or biases. Raises TrainingError when all is frozen.
+    """
+    lr_of = lr if callable(lr) else lambda name: lr
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            decay = weight_decay if p.ndim > 1 and id(p) not in embeddings else 0.0
+            groups.setdefault((lr_of(name), decay), []).append(p)
+    if not groups:
+        raise TrainingError("nothing to train: every parameter is frozen (wrap the model with apply_lora first?)")
+    return torch.optim.AdamW(
+        [dict(params=ps, lr=rate, peak_lr=rate, weight_decay=decay) for (rate, decay), ps in groups.items()],
+        betas=(0.9, 0.95),
+    )
+
+
+def schedule(step: int, steps: int, warmup: int = 10, final: float = 0.1) -> float:
+    """The share of the peak learning rate at `step`: a linear warm-up, then half a cosine down to `final`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def train(
+    model: nn.Module,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    *,
+    steps: int,
+    lr: LearningRate,
+    warmup: int = 10,
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+    optimizer: torch.optim.Optimizer | None = None,
+    start: int = 0,
+) -> Iterator[Step]:
+    """Train `model` on `batches` of (inputs, targets), one `Step` yielded after each of `steps` optimizer steps.
+
+    lr: the peak rate, or a function of the parameter's name. optimizer and start resume an earlier run.
+    Raises TrainingError before a step whose loss or gradient is not finite would reach the weights.
+    """
+    optimizer = optimizer or make_optimizer(model, lr, weight_decay)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    device, was_training = parameters[0].device, model.training
+    model.train()
+    try:
+        for index, (x, y) in zip(range(start, steps), batches):
+            began = time.perf_counter()
+            share = schedule(index, steps, warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = share * group["peak_lr"]
+            _, loss = model(x.to(device), y.to(device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(parameters, clip)
+            if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+                raise TrainingError(
+                    f"the loss is {loss.item():g} at step {index}: lower the learning rate or look for bad values in the data; "
+                    "the weights are those of the step before"
+                )
+            optimizer.step()
+            yield Step(index, loss.item(), optimizer.param_groups[0]["lr"], time.perf_counter() - began, x.numel())
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Mean loss in nats over every counted token of `batches`; the model's mode and weights stay as they are."""
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    total = count = 0
+    try:
+        for x, y in batches:
+            n = int((y != -100).sum())
+            total, count = total + model(x.to(device), y.to(device))[1].item() * n, count + n
+    finally:
+        model.train(was_training)
+    return total / count
