@@ -89,3 +89,65 @@ def apply_lora(
         layer.A.requires_grad_(True), layer.B.requires_grad_(True)
         model.set_submodule(path, layer)
     return model
+
+
+def _matcher(targets, skip) -> Callable[[str], bool]:
+    if callable(targets):
+        return targets
+
+    def ends(path, names):
+        return any(path == n or path.endswith("." + n) for n in names)
+
+    targets, skip = targets if targets is None else tuple(targets), tuple(skip)
+    return lambda path: (targets is None or ends(path, targets)) and not ends(path, skip)
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
+    """The wrapped layers of `model`, by module path."""
+    return {path: m for path, m in model.named_modules() if isinstance(m, LoraLinear)}
+
+
+def remove_lora(model: nn.Module) -> nn.Module:
+    """Take every wrapper off: the base exactly as it was, still frozen; returns the same model."""
+    for path, layer in lora_layers(model).items():
+        model.set_submodule(path, layer.base)
+    return model
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module) -> nn.Module:
+    """Replace every wrapper by a plain `nn.Linear` that carries the update; returns the same model.
+
+    Each merged layer gets a weight of its own, so an embedding tied to it stays what it was and `remove_lora`'d
+    copies of the base are not touched. Merging an unwrapped model changes nothing.
+    Raises ValueError when a factor is not finite; the model is then as it was.
+    """
+    layers = lora_layers(model)
+    for path, layer in layers.items():
+        if not (layer.A.isfinite().all() and layer.B.isfinite().all()):
+            raise ValueError(f"{path}: A or B holds NaN or infinity, so it cannot be merged: train again at a lower learning rate")
+    for path, layer in layers.items():
+        model.set_submodule(path, _merged(layer))
+    return model
+
+
+def _merged(layer: LoraLinear) -> nn.Linear:
+    base, update = layer.base, layer.scale * (layer.A @ layer.B).T
+    linear = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
+    linear.weight = nn.Parameter(base.weight + update, requires_grad=False)
+    if base.bias is not None:
+        linear.bias = nn.Parameter(base.bias.clone(), requires_grad=False)
+    return linear.train(base.training)
+
+
+@contextmanager
+def lora_disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside the block the model answers as its base; afterwards each layer is as it was found."""
+    before = {layer: layer.enabled for layer in lora_layers(model).values()}
+    try:
+        for layer in before:
+            layer.enabled = False
+        yield model
+    finally:
+        for layer, enabled in before.items():
+            layer.enabled = enabled
