@@ -11,7 +11,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m llm", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("fetch", help="fetch and verify the corpora, once; afterwards everything works offline")
-    train = commands.add_parser("pretrain", help="train the base model from scratch (about an hour on two cores); resumes")
+    train = commands.add_parser("pretrain", help="train the base from scratch, about an hour on two cores; resumes")
     train.add_argument("--out", type=Path, default=pretrained.ROOT / "build" / "base")
     train.add_argument("--steps", type=int, default=4200)
     train.add_argument("--seed", type=int, default=0)

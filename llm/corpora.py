@@ -58,7 +58,9 @@ def fetch(name: str, cache: Path = CACHE) -> Path:
     if not path.exists():
         _download(name, source, path)
     if hashlib.sha256(path.read_bytes()).hexdigest() != source["sha256"]:
-        raise CorpusError(f"{path} is damaged (its sha256 is not the declared one): delete it and run `python -m llm fetch`")
+        raise CorpusError(
+            f"{path} is damaged (its sha256 is not the declared one): delete it and run `python -m llm fetch`"
+        )
     return path
 
 

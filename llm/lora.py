@@ -30,7 +30,9 @@ class LoraLinear(nn.Module):
         super().__init__()
         if not 1 <= r <= min(base.in_features, base.out_features):
             limit = min(base.in_features, base.out_features)
-            raise ValueError(f"rank r={r} does not fit a {base.in_features} -> {base.out_features} layer: choose 1 to {limit}")
+            raise ValueError(
+                f"rank r={r} does not fit a {base.in_features} -> {base.out_features} layer: use 1 to {limit}"
+            )
         if scaling not in SCALING:
             raise ValueError(f"unknown scaling {scaling!r}: choose one of {', '.join(SCALING)}")
         self.base = base.requires_grad_(False)
@@ -118,14 +120,14 @@ def remove_lora(model: nn.Module) -> nn.Module:
 def merge_lora(model: nn.Module) -> nn.Module:
     """Replace every wrapper by a plain `nn.Linear` that carries the update; returns the same model.
 
-    Each merged layer gets a weight of its own, so an embedding tied to it stays what it was and `remove_lora`'d
-    copies of the base are not touched. Merging an unwrapped model changes nothing.
+    Each merged layer gets a weight of its own, so an embedding that is tied to the base's stays what it was.
+    Merging an unwrapped model changes nothing.
     Raises ValueError when a factor is not finite; the model is then as it was.
     """
     layers = lora_layers(model)
     for path, layer in layers.items():
         if not (layer.A.isfinite().all() and layer.B.isfinite().all()):
-            raise ValueError(f"{path}: A or B holds NaN or infinity, so it cannot be merged: train again at a lower learning rate")
+            raise ValueError(f"{path}: A or B holds NaN or infinity, so nothing was merged: train at a lower rate")
     for path, layer in layers.items():
         model.set_submodule(path, _merged(layer))
     return model

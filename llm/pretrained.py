@@ -10,6 +10,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -60,16 +61,23 @@ def _read_pt(path):
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # torch raises half a dozen kinds here, for damage and for pickles that it refuses
-        raise BaseError(f"{path} is not a plain PyTorch state dict: save it with torch.save(model.state_dict(), path), or move it away") from None
+        raise BaseError(
+            f"{path} is not a plain PyTorch state dict: save it with torch.save(model.state_dict(), path), or move it away"
+        ) from None
     return state.get("model", state) if isinstance(state, dict) else {}
 
 
 def _fill(path, state):
     model = GPT(GPTConfig())
     own = model.state_dict()
-    wrong = sorted(k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape)
+    shapes = {k: v.shape for k, v in own.items()}
+    found = {k: getattr(v, "shape", None) for k, v in state.items()}
+    wrong = sorted(k for k in shapes.keys() | found.keys() if shapes.get(k) != found.get(k))
     if wrong:
-        raise BaseError(f"{path} does not hold the chapter-12 model: {len(wrong)} tensors differ, {wrong[0]} first; move it away to use the shipped base")
+        raise BaseError(
+            f"{path} does not hold the chapter-12 model: {len(wrong)} tensors differ, {wrong[0]} first; "
+            "move it away to use the shipped base"
+        )
     model.load_state_dict(state)
     return model.eval()
 
@@ -89,7 +97,8 @@ def mixture(seed: int = 0, start: int = 0) -> Iterator[Batch]:
 
 def heldout(limit: int = 4) -> dict[str, list[Batch]]:
     """Held-out batches of each register in the mixture: documents, and records, that training never sees."""
-    found = {name: corpora.heldout_batches(corpora.load(name).heldout, limit=limit) for name in MIXTURE if name != "records"}
+    text = [name for name in MIXTURE if name != "records"]
+    found = {name: corpora.heldout_batches(corpora.load(name).heldout, limit=limit) for name in text}
     unseen = records.record_batches(32, seed=-1, schemas=records.BASE_SCHEMAS)
     return found | {"records": [next(unseen) for _ in range(limit)]}
 
@@ -118,17 +127,18 @@ def pretrain(out: Path, steps: int = 4200, seed: int = 0, every: int = 100) -> I
         if done % every == 0 or done == steps:
             losses = {name: round(evaluate(model, batches), 4) for name, batches in held.items()}
             rows.append(dict(step=done, tokens=tokens, seconds=round(seconds), train=round(step.loss, 4), **losses))
-            state = dict(model=model.state_dict(), optimizer=optimizer.state_dict(), rows=rows, seconds=seconds, tokens=tokens)
-            _replace(resume, lambda path: torch.save(state, path))
-            _replace(out / "log.csv", lambda path: _write_log(path, rows))
+            state = dict(model=model.state_dict(), optimizer=optimizer.state_dict())
+            state |= dict(rows=rows, seconds=seconds, tokens=tokens)
+            _replace(resume, partial(torch.save, state))
+            _replace(out / "log.csv", partial(_write_log, rows))
             yield rows[-1]
     half = {k: v.half().contiguous() for k, v in model.state_dict().items()}
-    _replace(out / "model.safetensors", lambda path: save_file(half, path))
+    _replace(out / "model.safetensors", partial(save_file, half))
     _replace(out / "config.json", lambda path: path.write_text(json.dumps(asdict(model.config), indent=2) + "\n"))
     resume.unlink(missing_ok=True)
 
 
-def _write_log(path, rows):
+def _write_log(rows, path):
     with open(path, "w", newline="") as f:
         writer = csv.DictWriter(f, rows[0].keys(), lineterminator="\n")
         writer.writeheader()

@@ -39,11 +39,16 @@ CLAUSES = {
     "like": ("model", "style", "example"),
     "as": ("role", "type", "label"),
 }
-NUMBERS = {"at": ("hour", "time", "clock"), "times": ("count", "repeat", "number"), "on page": ("page", "sheet", "leaf")}
+NUMBERS = {
+    "at": ("hour", "time", "clock"),
+    "times": ("count", "repeat", "number"),
+    "on page": ("page", "sheet", "leaf"),
+}
 OBJECTS = ("thing", "object", "what", "name", "title", "content", "value", "text")
 VERBS = """Copy Move Rename Open Close Print Find Count Draw Paint Build Break Fix Buy Sell Rent Lend Read Write Sign
 Teach Learn Call Invite Meet Follow Lead Carry Push Pull Lift Drop Wash Cook Cut Mix Pack Hide Show Store Plant Pick
-Order Check Test Sort Merge Split Join Lock Load Save Share Post Mark Trace Track Guard Visit Clean Cover Fill""".split()
+Order Check Test Sort Merge Split Join Lock Load Save Share Post Mark Trace Track Guard Visit Clean Cover
+Fill""".split()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ def get_tokenizer() -> tiktoken.Encoding:
     """
     missing = [p.name for p in _table_paths() if not p.is_file()]
     if missing:
-        raise FileNotFoundError(f"the tokenizer table(s) {', '.join(missing)} are missing from {TABLES}: restore them with `git checkout data/tokenizer`")
+        raise FileNotFoundError(
+            f"{TABLES} lacks {', '.join(missing)}: restore the tokenizer with `git checkout data/tokenizer`"
+        )
     before = os.environ.get("TIKTOKEN_CACHE_DIR")
     os.environ["TIKTOKEN_CACHE_DIR"] = str(TABLES)
     try:

@@ -89,8 +89,8 @@ def train(
             norm = nn.utils.clip_grad_norm_(parameters, clip)
             if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
                 raise TrainingError(
-                    f"the loss is {loss.item():g} at step {index}: lower the learning rate or look for bad values in the data; "
-                    "the weights are those of the step before"
+                    f"the loss is {loss.item():g} at step {index}: lower the learning rate or look for bad values in "
+                    "the data; the weights are those of the step before"
                 )
             optimizer.step()
             yield Step(index, loss.item(), optimizer.param_groups[0]["lr"], time.perf_counter() - began, x.numel())

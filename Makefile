@@ -1,0 +1,43 @@
+# Two commands: `make lab` opens the course, `make test` proves it. Both set everything up first; the second time that takes seconds.
+PYTHON ?= python3
+BIN := .venv/bin
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+
+.PHONY: help setup lab test lint unit notebooks refresh clean
+
+help:
+	@echo "make lab        set up, then open the course in JupyterLab"
+	@echo "make test       set up, then lint, unit tests and every notebook under nbval"
+	@echo "make refresh    run every notebook from the top and store its outputs"
+	@echo "make clean      remove what the course made (.venv, build, cached corpora)"
+
+.venv/.done: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"Python {v[0]}.{v[1]} is too old: call make with PYTHON=python3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+setup: .venv/.done
+	@$(BIN)/python -m llm fetch
+
+lab: setup
+	$(BIN)/jupyter lab notebooks/01_formula.ipynb
+
+test: setup lint unit notebooks
+
+lint: .venv/.done
+	$(BIN)/ruff check llm tests notebooks
+
+unit: .venv/.done
+	$(BIN)/python -m pytest tests
+
+# strict: stored outputs must come out again, but for cells tagged nbval-ignore-output, whose claims are asserts
+notebooks: .venv/.done
+	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout=300 --durations=10 $(NOTEBOOKS))
+
+refresh: setup
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --NotebookClient.store_widget_state=False $(NOTEBOOKS)
+
+clean:
+	rm -rf .venv build data/cache
