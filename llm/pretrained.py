@@ -32,9 +32,7 @@ MIXTURE = {"speeches": 12, "shakespeare": 6, "python": 6, "records": 12}
 
 def pretraining_rate(name: str) -> float:
     """Peak learning rate by parameter: an embedding row is touched by few tokens, so it may move further at each."""
-    if name in ("transformer.wte.weight", "transformer.wpe.weight"):
-        return 3e-2
-    return 2e-3 if name == "lm_head.weight" else 1e-3
+    return 1e-2 if name in ("transformer.wte.weight", "transformer.wpe.weight") else 2e-3
 
 
 class BaseError(Exception):
@@ -62,7 +60,8 @@ def _read_pt(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # torch raises half a dozen kinds here, for damage and for pickles that it refuses
         raise BaseError(
-            f"{path} is not a plain PyTorch state dict: save it with torch.save(model.state_dict(), path), or move it away"
+            f"{path} is not a plain PyTorch state dict: save one with torch.save(model.state_dict(), path), "
+            "or move it away to use the shipped base"
         ) from None
     return state.get("model", state) if isinstance(state, dict) else {}
 
@@ -106,11 +105,13 @@ def heldout(limit: int = 4) -> dict[str, list[Batch]]:
 def pretrain(out: Path, steps: int = 4200, seed: int = 0, every: int = 100) -> Iterator[dict]:
     """Train the base from scratch into `out`, one log row yielded every `every` steps; a killed run resumes.
 
+    Embedding and head are one matrix while it trains, and two equal ones in what it writes: apart, each of the
+    vocabulary's words has to be seen in many records before it can be copied; together, one circuit copies them all.
     Writes `log.csv` and `resume.pt` as it goes, `model.safetensors` (fp16) and `config.json` at the end.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    model = GPT(GPTConfig())
+    model = GPT(GPTConfig(tied_lm_head=True))
     optimizer = make_optimizer(model, pretraining_rate, weight_decay=0.1)
     rows, seconds, tokens, resume = [], 0.0, 0, out / "resume.pt"
     if resume.exists():
@@ -132,9 +133,9 @@ def pretrain(out: Path, steps: int = 4200, seed: int = 0, every: int = 100) -> I
             _replace(resume, partial(torch.save, state))
             _replace(out / "log.csv", partial(_write_log, rows))
             yield rows[-1]
-    half = {k: v.half().contiguous() for k, v in model.state_dict().items()}
+    half = {k: v.half().clone() for k, v in model.state_dict().items()}
     _replace(out / "model.safetensors", partial(save_file, half))
-    _replace(out / "config.json", lambda path: path.write_text(json.dumps(asdict(model.config), indent=2) + "\n"))
+    _replace(out / "config.json", lambda path: path.write_text(json.dumps(asdict(GPTConfig()), indent=2) + "\n"))
     resume.unlink(missing_ok=True)
 
 
