@@ -1,0 +1,76 @@
+"""What fine-tuning moved, and its spectrum: delta W = W_tuned - W_base, its singular values, its best rank-r part.
+
+    delta W = U diag(s) V.T;   best rank-r part: the r largest s (Eckart and Young 1936);   energy: the s squared
+
+Knows nothing about LoRA or training: it compares the weights of two models of one shape.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn as nn
+
+State = dict[str, torch.Tensor]
+
+
+def snapshot(model: nn.Module) -> State:
+    """A copy of the model's weights that later training does not touch."""
+    return {name: p.detach().clone() for name, p in model.state_dict().items()}
+
+
+def block_matrices(model: nn.Module, head: str = "lm_head") -> list[str]:
+    """The weights that LoRA wraps by default: every `nn.Linear` but the head, as names in the state dict."""
+    return [f"{path}.weight" for path, m in model.named_modules() if isinstance(m, nn.Linear) and path != head]
+
+
+def delta(base: State, tuned: State) -> State:
+    """tuned - base, for every tensor. Raises ValueError when the two are not of one shape."""
+    wrong = [n for n in base.keys() | tuned.keys() if n not in base or n not in tuned or base[n].shape != tuned[n].shape]
+    if wrong:
+        raise ValueError(f"the two models differ in shape: {len(wrong)} tensors, {sorted(wrong)[0]} first")
+    return {name: tuned[name] - base[name] for name in base}
+
+
+def singular_values(matrix: torch.Tensor) -> torch.Tensor:
+    """The singular values of a matrix (m, n), largest first: (min(m, n),), float64.
+
+    A tall matrix (an embedding of 50,257 rows) goes through its small Gram matrix, which is exact enough in float64
+    for values above 1e-7 of the largest.
+    """
+    m = matrix.detach().double()
+    if max(m.shape) > 8 * min(m.shape):
+        gram = m.T @ m if m.size(0) > m.size(1) else m @ m.T
+        return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt()
+    return torch.linalg.svdvals(m)
+
+
+def energy(values: torch.Tensor, ranks: Iterable[int]) -> list[float]:
+    """The share of the squared Frobenius norm that the best rank-r part holds, for each r of `ranks`."""
+    held = (values**2).cumsum(0) / (values**2).sum().clamp(min=1e-300)
+    return [held[min(r, len(held)) - 1].item() if r else 0.0 for r in ranks]
+
+
+def rank_for(values: torch.Tensor, share: float = 0.9) -> int:
+    """The smallest rank whose best part holds `share` of the energy."""
+    held = (values**2).cumsum(0) / (values**2).sum()
+    return int((held < share).sum()) + 1
+
+
+def truncate(matrix: torch.Tensor, r: int) -> torch.Tensor:
+    """The best rank-r part of a matrix (m, n), same shape and dtype; r = 0 gives zeros."""
+    u, s, vh = torch.linalg.svd(matrix.detach().double(), full_matrices=False)
+    return ((u[:, :r] * s[:r]) @ vh[:r]).to(matrix.dtype)  # (m, r) @ (r, n)
+
+
+def noise_like(matrix: torch.Tensor, seed: int) -> torch.Tensor:
+    """A Gaussian matrix of the same shape and Frobenius norm: what no structure looks like."""
+    noise = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (noise * matrix.double().norm() / noise.norm()).to(matrix.dtype)
+
+
+def compose(base: State, *updates: State) -> State:
+    """base plus the given updates; each may name only some of the tensors."""
+    state = dict(base)
+    for update in updates:
+        state |= {name: state[name] + d for name, d in update.items()}
+    return state
