@@ -27,7 +27,7 @@ lab: setup
 test: setup lint unit notebooks
 
 lint: .venv/.done
-	$(BIN)/ruff check llm tests notebooks
+	$(BIN)/ruff check .
 
 unit: .venv/.done
 	$(BIN)/python -m pytest tests
