@@ -25,7 +25,11 @@ def block_matrices(model: nn.Module, head: str = "lm_head") -> list[str]:
 
 def delta(base: State, tuned: State) -> State:
     """tuned - base, for every tensor. Raises ValueError when the two are not of one shape."""
-    wrong = [n for n in base.keys() | tuned.keys() if n not in base or n not in tuned or base[n].shape != tuned[n].shape]
+
+    def shape(state, name):
+        return state[name].shape if name in state else None
+
+    wrong = [name for name in base.keys() | tuned.keys() if shape(base, name) != shape(tuned, name)]
     if wrong:
         raise ValueError(f"the two models differ in shape: {len(wrong)} tensors, {sorted(wrong)[0]} first")
     return {name: tuned[name] - base[name] for name in base}
