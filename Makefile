@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help setup lab test lint unit notebooks refresh clean
+.PHONY: help setup lab test lint unit notebooks refresh bench clean
 
 help:
 	@echo "make lab        set up, then open the course in JupyterLab"
 	@echo "make test       set up, then lint, unit tests and every notebook under nbval"
 	@echo "make refresh    run every notebook from the top and store its outputs"
+	@echo "make bench      time LoRA against full fine-tuning, ours against transformers + PEFT"
 	@echo "make clean      remove what the course made (.venv, build, cached corpora)"
 
 .venv/.done: pyproject.toml constraints.txt
@@ -38,6 +39,10 @@ notebooks: .venv/.done
 
 refresh: setup
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --NotebookClient.store_widget_state=False $(NOTEBOOKS)
+
+# in one run, so that ratios hold on a machine whose speed drifts
+bench: setup
+	$(BIN)/python tests/bench/bench.py
 
 clean:
 	rm -rf .venv build data/cache

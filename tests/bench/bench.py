@@ -1,0 +1,107 @@
+"""Step time and peak memory: LoRA against full fine-tuning, ours against transformers + PEFT (`make bench`).
+
+Every arm is a process of its own, so that peak memory is its own; the arms take turns, so that a machine whose
+speed drifts drifts for all of them. Times are medians over all the steps of an arm but each round's first two.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+
+from llm.lora import apply_lora
+from llm.model import GPT, GPTConfig
+from llm.training import train
+
+ROWS, BLOCK = 32, 64
+
+
+def ours(r):
+    """Our GPT, with LoRA at rank r, or fully trained at r = 0."""
+    model = GPT(GPTConfig())
+    return apply_lora(model, r=r) if r else model
+
+
+class Theirs(torch.nn.Module):
+    """transformers' GPT-2 at the same size, under PEFT's LoRA at rank r or fully trained, in our loop."""
+
+    def __init__(self, r):
+        super().__init__()
+        from peft import LoraConfig, get_peft_model
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        config = GPT2Config(n_positions=BLOCK, n_layer=4, n_head=4, n_embd=128, tie_word_embeddings=False)
+        config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
+        self.model = GPT2LMHeadModel(config)
+        if r:
+            names = ["c_attn", "c_proj", "c_fc"]
+            self.model = get_peft_model(self.model, LoraConfig(r=r, lora_alpha=16, target_modules=names))
+
+    def forward(self, idx, targets):
+        logits = self.model(input_ids=idx).logits
+        return None, torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+ARMS = {
+    "ours, full": lambda: ours(0),
+    "ours, LoRA r=1": lambda: ours(1),
+    "ours, LoRA r=8": lambda: ours(8),
+    "ours, LoRA r=64": lambda: ours(64),
+    "transformers, full": lambda: Theirs(0),
+    "transformers + PEFT r=8": lambda: Theirs(8),
+}
+
+
+def measure(arm: str, steps: int) -> dict:
+    """Seconds of each step after the first two, peak resident bytes, and what trains."""
+    torch.manual_seed(0)
+    model = ARMS[arm]()
+    x = torch.randint(50257, (ROWS, BLOCK + 1))
+    batches = [(x[:, :-1], x[:, 1:])] * (steps + 2)
+    seconds, began = [], time.perf_counter()
+    for _ in train(model, batches, steps=steps + 2, lr=1e-4):
+        now = time.perf_counter()
+        seconds.append(now - began)
+        began = now
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return dict(seconds=seconds[2:], peak=peak, trainable=trainable)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--arm", choices=ARMS, help="measure this arm alone and print it as JSON")
+    args = parser.parse_args()
+    if args.arm:
+        print(json.dumps(measure(args.arm, args.steps)))
+        return
+    runs = {arm: [] for arm in ARMS}
+    for _ in range(args.rounds):
+        for arm in ARMS:
+            command = [sys.executable, __file__, "--arm", arm, "--steps", str(args.steps)]
+            runs[arm].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    time_of = {arm: statistics.median(s for run in found for s in run["seconds"]) for arm, found in runs.items()}
+    peak_of = {arm: statistics.median(run["peak"] for run in found) for arm, found in runs.items()}
+    print(f"{ROWS} x {BLOCK} tokens a step, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    for arm in ARMS:
+        trainable = runs[arm][0]["trainable"]
+        print(f"{arm:24} {time_of[arm]:6.3f} s a step  {peak_of[arm] / 1e9:5.2f} GB peak  {trainable:10,} trainable")
+    lora, peft = "ours, LoRA r=8", "transformers + PEFT r=8"
+    for label, ratio, bar in (
+        ("LoRA / full, time", time_of[lora] / time_of["ours, full"], 0.75),
+        ("ours / PEFT, time", time_of[lora] / time_of[peft], 0.60),
+        ("ours / PEFT, peak memory", peak_of[lora] / peak_of[peft], 0.40),
+        ("r = 64 / r = 1, time", time_of["ours, LoRA r=64"] / time_of["ours, LoRA r=1"], 1.15),
+    ):
+        print(f"{label:24} {ratio:6.2f}  to reach: {bar:.2f}  {'reached' if ratio <= bar else 'MISSED'}")
+
+
+if __name__ == "__main__":
+    main()
