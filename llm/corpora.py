@@ -15,11 +15,13 @@ import tomllib
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from llm import files
 from llm.tokenizer import END_OF_TEXT, encode
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -111,9 +113,7 @@ def load(name: str, cache: Path = CACHE) -> Corpus:
             docs = list(documents(name, cache).values())
             chosen = docs[9::10] if split == "heldout" else [d for i, d in enumerate(docs) if i % 10 != 9]
             ids = [t for d in chosen for t in (*encode(d), END_OF_TEXT)]
-            with tempfile.NamedTemporaryFile(dir=cache, suffix=".npy", delete=False) as f:
-                np.save(f, np.array(ids, dtype=np.uint16))
-            os.replace(f.name, path)
+            files.replace(path, partial(np.save, arr=np.array(ids, dtype=np.uint16)))
         parts.append(torch.from_numpy(np.load(path, allow_pickle=False).astype(np.int64)))
     return Corpus(name, *parts)
 

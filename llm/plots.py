@@ -37,7 +37,9 @@ def new_figure(width: float = 7.0, height: float = 3.6) -> Figure:
     return figure
 
 
-def new_axes(width: float = 7.0, height: float = 3.6, rows: int = 1, columns: int = 1, **share) -> tuple[Figure, list[Axes]]:
+def new_axes(
+    width: float = 7.0, height: float = 3.6, rows: int = 1, columns: int = 1, **share
+) -> tuple[Figure, list[Axes]]:
     """A figure and its axes as a flat list, row by row; `share` goes to `Figure.subplots`."""
     figure = new_figure(width, height)
     with plt.rc_context(STYLE):
@@ -47,5 +49,11 @@ def new_axes(width: float = 7.0, height: float = 3.6, rows: int = 1, columns: in
 def label_end(axes: Axes, x: float, y: float, text: str, colour: str, dy: float = 0) -> None:
     """A label beside a curve's last point, in the curve's colour; `dy` in points keeps neighbours apart."""
     axes.annotate(
-        text, (x, y), (6, dy), textcoords="offset points", va="center", color=COLOURS.get(colour, colour), annotation_clip=False
+        text,
+        (x, y),
+        (6, dy),
+        textcoords="offset points",
+        va="center",
+        color=COLOURS.get(colour, colour),
+        annotation_clip=False,
     )

@@ -3,10 +3,7 @@
 Weights are read from safetensors; a learner's own `.pt` is unpickled with `weights_only=True`, nothing else ever is.
 """
 
-import csv
 import json
-import os
-import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -17,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from llm import corpora, records
+from llm import corpora, files, records
 from llm.corpora import Batch
 from llm.model import GPT, GPTConfig
 from llm.training import evaluate, make_optimizer, train
@@ -130,24 +127,10 @@ def pretrain(out: Path, steps: int = 4200, seed: int = 0, every: int = 100) -> I
             rows.append(dict(step=done, tokens=tokens, seconds=round(seconds), train=round(step.loss, 4), **losses))
             state = dict(model=model.state_dict(), optimizer=optimizer.state_dict())
             state |= dict(rows=rows, seconds=seconds, tokens=tokens)
-            _replace(resume, partial(torch.save, state))
-            _replace(out / "log.csv", partial(_write_log, rows))
+            files.replace(resume, partial(torch.save, state))
+            files.write_csv(out / "log.csv", rows)
             yield rows[-1]
     half = {k: v.half().clone() for k, v in model.state_dict().items()}
-    _replace(out / "model.safetensors", partial(save_file, half))
-    _replace(out / "config.json", lambda path: path.write_text(json.dumps(asdict(GPTConfig()), indent=2) + "\n"))
+    files.replace(out / "model.safetensors", partial(save_file, half))
+    files.replace(out / "config.json", lambda path: path.write_text(json.dumps(asdict(GPTConfig()), indent=2) + "\n"))
     resume.unlink(missing_ok=True)
-
-
-def _write_log(rows, path):
-    with open(path, "w", newline="") as f:
-        writer = csv.DictWriter(f, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _replace(path, write):
-    """`write` a file beside `path`, then rename it: a kill leaves the old file or the new one."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        write(Path(folder) / path.name)
-        os.replace(Path(folder) / path.name, path)

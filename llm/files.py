@@ -1,0 +1,44 @@
+"""Files written whole or not at all. Knows nothing about models or text."""
+
+import csv
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file beside `path`, then rename it over: a kill or a full disk leaves the old file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        write(Path(folder) / path.name)
+        os.replace(Path(folder) / path.name, path)
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Rows of the same keys as a table with a header; floats at full precision."""
+
+    def write(to):
+        with open(to, "w", newline="", encoding="utf-8") as f:
+            writer = csv.DictWriter(f, rows[0].keys(), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    replace(path, write)
+
+
+def read_csv(path: Path) -> list[dict]:
+    """The rows of a table, each cell a number where it reads as one; no rows when there is no such file."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as f:
+        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(f)]
+
+
+def _number(text):
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text

@@ -1,0 +1,107 @@
+"""What the course adapts the base to: two tasks, one narrow and one broad, and the arms that learn them.
+
+records: a sentence to its JSON record in a schema that the base has never seen, the loss on the record alone.
+shakespeare: the register of the plays, the loss on every token.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+
+from llm import corpora
+from llm.corpora import Batch
+from llm.lora import apply_lora
+from llm.model import GPT
+from llm.records import Record, prompt_ids, record_batches
+from llm.tokenizer import END_OF_TEXT, decode
+
+UNSEEN = -1  # the seed of what no training run reads
+
+
+@dataclass(frozen=True)
+class Task:
+    """Training batches by seed, held-out batches, and the number of rows in a batch."""
+
+    name: str
+    batches: Callable[[int], Iterator[Batch]]
+    heldout: list[Batch]
+
+
+def load_task(name: str, limit: int = 4) -> Task:
+    """The task called "records" or "shakespeare"; `limit` held-out batches of 32 rows.
+
+    Raises ValueError for another name, CorpusError when the text cannot be had.
+    """
+    if name == "records":
+        unseen = record_batches(32, seed=UNSEEN)
+        return Task(name, lambda seed: record_batches(32, seed=seed), [next(unseen) for _ in range(limit)])
+    if name == "shakespeare":
+        text = corpora.load(name)
+        held = corpora.heldout_batches(text.heldout, limit=limit)
+        return Task(name, lambda seed: corpora.batches(text.train, rows=16, seed=seed), held)
+    raise ValueError(f'there is no task called {name!r}: choose "records" or "shakespeare"')
+
+
+def speeches(limit: int = 4) -> list[Batch]:
+    """Held-out speeches, on which forgetting is measured: the base knows them and no task trains them."""
+    return corpora.heldout_batches(corpora.load("speeches").heldout, limit=limit)
+
+
+def final_norm_only(model: nn.Module) -> nn.Module:
+    """Freeze all but the final norm's gain and shift: the cheap control. Returns the same model."""
+    model.requires_grad_(False)
+    model.transformer.ln_f.requires_grad_(True)
+    return model
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to fine-tune: what it makes of a base, and the peak learning rate at which it does best here."""
+
+    prepare: Callable[[GPT], nn.Module]
+    lr: float
+
+
+# each rate is the best of its row in data/results/rates.csv (`python -m llm sweep rates`)
+ARMS = {
+    "full": Arm(lambda model: model.requires_grad_(True), 1e-3),
+    "lora": Arm(lambda model: apply_lora(model, r=8, alpha=8, scaling="alpha/r"), 1e-2),
+    "norm": Arm(final_norm_only, 3e-2),
+}
+
+
+def answers(model: GPT, records: list[Record], max_new_tokens: int = 40) -> list[str]:
+    """What the model writes after each record's sentence, greedily, up to the end of the text."""
+    found = [""] * len(records)
+    by_length: dict[int, list[int]] = {}
+    for i, record in enumerate(records):  # prompts of one length go through the model together
+        by_length.setdefault(len(prompt_ids(record)), []).append(i)
+    for length, rows in by_length.items():
+        prompts = torch.tensor([prompt_ids(records[i]) for i in rows])
+        out = model.generate(prompts, max_new_tokens, temperature=0.0, stop=END_OF_TEXT)
+        for i, ids in zip(rows, out[:, length:].tolist()):
+            found[i] = decode(ids[: ids.index(END_OF_TEXT)] if END_OF_TEXT in ids else ids)
+    return found
+
+
+def score(found: list[str], records: list[Record]) -> dict[str, float]:
+    """The shares of answers that parse as JSON, have the schema's keys in their order, and are right throughout."""
+    parsed = [_parse(answer) for answer in found]
+    wanted = [json.loads(record.answer) for record in records]
+    keys = [isinstance(p, dict) and list(p) == list(w) for p, w in zip(parsed, wanted)]
+    n = len(records)
+    return {
+        "parses": sum(p is not None for p in parsed) / n,
+        "keys": sum(keys) / n,
+        "right": sum(k and p == w for k, p, w in zip(keys, parsed, wanted)) / n,
+    }
+
+
+def _parse(text):
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
