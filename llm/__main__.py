@@ -1,10 +1,10 @@
-"""`python -m llm fetch | pretrain`: what the course needs done without a notebook."""
+"""`python -m llm fetch | pretrain | sweep`: what the course needs done without a notebook."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from llm import corpora, pretrained
+from llm import corpora, pretrained, sweep
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,16 +15,22 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument("--out", type=Path, default=pretrained.ROOT / "build" / "base")
     train.add_argument("--steps", type=int, default=4200)
     train.add_argument("--seed", type=int, default=0)
+    many = commands.add_parser("sweep", help="do the recorded sweeps of data/results again, or go on with them")
+    many.add_argument("names", nargs="*", help=f"which: {', '.join(sweep.SWEEPS)} (default: all)")
     args = parser.parse_args(argv)
     try:
         if args.command == "fetch":
             for name in corpora.sources():
                 corpus = corpora.load(name)
                 print(f"{name:12} {len(corpus.train):9,} tokens to train on, {len(corpus.heldout):7,} held out")
+        elif args.command == "sweep":
+            for name in args.names or sweep.SWEEPS:
+                for row in sweep.sweep(name):
+                    print(name, "  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
         else:
             for row in pretrained.pretrain(args.out, args.steps, args.seed):
                 print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-    except corpora.CorpusError as error:
+    except (corpora.CorpusError, pretrained.BaseError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -19,11 +19,12 @@ from llm.records import Record, prompt_ids, record_batches
 from llm.tokenizer import END_OF_TEXT, decode
 
 UNSEEN = -1  # the seed of what no training run reads
+WIDTH = 44  # tokens of a row of records: the longest has 41, and a context of 64 would be padding for a third
 
 
 @dataclass(frozen=True)
 class Task:
-    """Training batches by seed, held-out batches, and the number of rows in a batch."""
+    """A name, training batches by seed, and held-out batches."""
 
     name: str
     batches: Callable[[int], Iterator[Batch]]
@@ -36,8 +37,8 @@ def load_task(name: str, limit: int = 4) -> Task:
     Raises ValueError for another name, CorpusError when the text cannot be had.
     """
     if name == "records":
-        unseen = record_batches(32, seed=UNSEEN)
-        return Task(name, lambda seed: record_batches(32, seed=seed), [next(unseen) for _ in range(limit)])
+        unseen = record_batches(32, WIDTH, seed=UNSEEN)
+        return Task(name, lambda seed: record_batches(32, WIDTH, seed=seed), [next(unseen) for _ in range(limit)])
     if name == "shakespeare":
         text = corpora.load(name)
         held = corpora.heldout_batches(text.heldout, limit=limit)

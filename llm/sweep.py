@@ -1,0 +1,124 @@
+"""Recorded sweeps: many small fine-tunes of one base, a row each, in `data/results/` (`python -m llm sweep`).
+
+A row is one run, described in full, and what it measured. A stopped sweep goes on where it was.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from llm import files
+from llm.lora import SCALING, apply_lora
+from llm.pretrained import load_base
+from llm.records import make_records
+from llm.tasks import ARMS, UNSEEN, answers, load_task, score, speeches
+from llm.training import TrainingError, evaluate, train
+
+RESULTS = Path(__file__).resolve().parent.parent / "data" / "results"
+SEEDS = (0, 1, 2)
+TARGETS = {"attention": ("c_attn", "attn.c_proj"), "mlp": ("c_fc", "mlp.c_proj"), "all": None}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tune, described in full; method "lora" uses r to targets, the others do not."""
+
+    task: str = "records"
+    method: str = "lora"
+    r: int = 8
+    alpha: float = 8.0
+    scaling: str = "alpha/r"
+    targets: str = "all"
+    lr: float = ARMS["lora"].lr
+    steps: int = 100
+    seed: int = 0
+
+
+def _arms(task):
+    return [Run(task, method, lr=ARMS[method].lr, seed=s) for method in ("full", "norm") for s in SEEDS]
+
+
+SWEEPS: dict[str, list[Run]] = {
+    # which rate suits which method: ARMS in tasks.py takes its rates from here
+    "rates": [
+        Run(task, method, lr=lr)
+        for task in ("records", "shakespeare")
+        for method, rates in {
+            "full": (3e-4, 1e-3, 3e-3),
+            "lora": (3e-3, 1e-2, 3e-2),
+            "norm": (1e-2, 3e-2, 1e-1),
+        }.items()
+        for lr in rates
+    ],
+    # alpha = r, so that alpha/r is 1 at every rank and the rank alone changes
+    "ranks": [
+        run
+        for task, ranks in {"records": (1, 2, 4, 8, 16, 32, 64), "shakespeare": (1, 4, 16, 64)}.items()
+        for run in _arms(task) + [Run(task, r=r, alpha=r, seed=s) for r in ranks for s in SEEDS]
+    ],
+    # the same alpha under three conventions, each over a range of learning rates, at a small rank and a large one
+    "alphas": [
+        Run(r=r, alpha=16.0, scaling=scaling, lr=lr, steps=50, seed=s)
+        for scaling in SCALING
+        for r in (4, 64)
+        for lr in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+        for s in SEEDS
+    ],
+    "targets": [Run(task, targets=t, seed=s) for task in ("records", "shakespeare") for t in TARGETS for s in SEEDS],
+}
+
+
+def measure(run: Run) -> dict[str, float]:
+    """Do one run and measure it: trainable parameters, held-out loss (nats a token) before and after, the loss on the
+    speeches before and after, shares of 100 unseen records that parse and are right, seconds a step."""
+    torch.manual_seed(run.seed)
+    task, model = _task(run.task), load_base()
+    before, knew = _start(run.task)
+    if run.method == "lora":
+        apply_lora(model, run.r, run.alpha, run.scaling, targets=TARGETS[run.targets])
+    else:
+        ARMS[run.method].prepare(model)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    began = time.perf_counter()
+    try:
+        for _ in train(model, task.batches(run.seed), steps=run.steps, lr=run.lr):
+            pass
+    except TrainingError:  # a rate too hot is a result, too; the weights are those of the last good step
+        pass
+    seconds = (time.perf_counter() - began) / run.steps
+    found = dict(trainable=trainable, before=before, after=evaluate(model, task.heldout))
+    found |= dict(speeches_before=knew, speeches_after=evaluate(model, _speeches()))
+    unseen = make_records(100, seed=UNSEEN)
+    scored = score(answers(model, unseen), unseen) if run.task == "records" else {}
+    found |= dict(parses=scored.get("parses", ""), right=scored.get("right", ""), seconds_a_step=seconds)
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
+
+
+_task, _speeches = cache(load_task), cache(speeches)
+
+
+@cache
+def _start(task):
+    base = load_base()
+    return evaluate(base, _task(task).heldout), evaluate(base, _speeches())
+
+
+def sweep(name: str, results: Path = RESULTS) -> Iterator[dict]:
+    """Do what is missing of the sweep `name`, a row yielded and saved after each run.
+
+    Raises ValueError for an unknown name.
+    """
+    if name not in SWEEPS:
+        raise ValueError(f"there is no sweep called {name!r}: choose one of {', '.join(SWEEPS)}")
+    path = results / f"{name}.csv"
+    rows = files.read_csv(path)
+    done = {tuple(row[key] for key in asdict(Run())) for row in rows}
+    for run in SWEEPS[name]:
+        if tuple(asdict(run).values()) not in done:
+            rows.append(asdict(run) | measure(run))
+            files.write_csv(path, rows)
+            yield rows[-1]
