@@ -118,18 +118,11 @@ def _digest(config):
 
 
 def _pending(folder):
-    """Whether a save was cut short after its tensors were in place and before its config was."""
-    with suppress(OSError, SafetensorError), safe_open(folder / TENSORS, "pt") as f:
-        saved_with = (f.metadata() or {}).get("config")
-        return _is(folder / STAGED, saved_with) and not _is(folder / CONFIG, saved_with)
-    return False
-
-
-def _is(path, digest):
-    with suppress(AdapterError):
-        config = _json(path)
-        _settings(config, path)
-        return _digest(config) == digest
+    """Whether the staged config is the one of these tensors: a save was cut short when they were in place."""
+    with suppress(OSError, SafetensorError, AdapterError), safe_open(folder / TENSORS, "pt") as f:
+        config = _json(folder / STAGED)
+        _settings(config, folder / STAGED)
+        return _digest(config) == (f.metadata() or {}).get("config")
     return False
 
 
