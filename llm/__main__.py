@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from llm import corpora, pretrained, sweep
+from llm import corpora, files, plots, pretrained, sweep
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             for row in pretrained.pretrain(args.out, args.steps, args.seed):
                 print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+            curve = plots.training_log(files.read_csv(args.out / "log.csv"), list(pretrained.MIXTURE))
+            curve.savefig(args.out / "loss.png", dpi=100)
     except (corpora.CorpusError, pretrained.BaseError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -225,3 +225,18 @@ def loss_by_rank(ranks: list[int], kept: dict, alone: dict, base: dict, full: di
         xycoords="axes fraction",
     )
     return figure
+
+
+def training_log(rows: list[dict], registers: list[str]) -> Figure:
+    """Held-out loss of each register over the tokens read: one row of the log a point."""
+    figure, (axes,) = new_axes(7.0, 3.8)
+    colours = [COLOURS[name] for name in ("full", "lora", "norm", "other")]
+    tokens = [row["tokens"] / 1e6 for row in rows]
+    ends = spread([rows[-1][r] for r in registers], 0.35)
+    for register, colour, end in zip(registers, colours, ends):
+        axes.plot(tokens, [row[register] for row in rows], color=colour)
+        label_end(axes, tokens[-1], end, f"{register} {rows[-1][register]:.2f}", colour)
+    axes.set_xlabel("tokens read, millions")
+    axes.set_ylabel("held-out loss, nats a token")
+    axes.set_ylim(bottom=0)
+    return figure

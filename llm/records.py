@@ -4,7 +4,8 @@
     {"thing": "river", "source": "Angel", "target": "glass", "hour": 7}
 
 The base model trains on `BASE_SCHEMAS`; the course adapts it to `TASK`, whose verb, keys and order are in none of
-them. Values are words from the whole vocabulary, so what a model can learn is to copy, not to remember.
+them. Values are drawn anew each time, so what a model can learn is to copy, not to remember: for the base from all
+the words that are one token, for the task from the common ones, whose rows in the embedding the base has trained well.
 """
 
 import json
@@ -59,6 +60,7 @@ class Schema:
     object: str
     clauses: tuple[tuple[str, str], ...]
     order: tuple[str, ...]
+    common: bool = False  # values are common words only
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,21 @@ TASK = Schema(
     "item",
     (("from", "origin"), ("to", "destination"), ("at", "day")),
     ("destination", "item", "day", "origin"),
+    common=True,
 )
+COMMON = 2750  # GPT-2's tokenizer numbers its words roughly from frequent to rare
 
 
-@lru_cache(maxsize=1)
-def words() -> tuple[str, ...]:
-    """Every word of three or more letters that is one token, both inside a text and at its beginning."""
+@lru_cache(maxsize=2)
+def words(common: bool = False) -> tuple[str, ...]:
+    """Every word of three or more letters that is one token, both inside a text and at its beginning.
+
+    common: only those among the tokenizer's first `COMMON` tokens.
+    """
     tokenizer = get_tokenizer()
-    tokens = {tokenizer.decode([i]) for i in range(END_OF_TEXT)}
-    return tuple(sorted(t for t in tokens if re.fullmatch("[A-Za-z]{3,}", t) and f" {t}" in tokens))
+    ids = {tokenizer.decode([i]): i for i in range(END_OF_TEXT)}
+    limit = COMMON if common else END_OF_TEXT
+    return tuple(sorted(t for t in ids if re.fullmatch("[A-Za-z]{3,}", t) and ids.get(f" {t}", limit) < limit))
 
 
 def make_records(n: int, seed: int, schemas: tuple[Schema, ...] = (TASK,)) -> list[Record]:
@@ -107,10 +115,10 @@ def make_records(n: int, seed: int, schemas: tuple[Schema, ...] = (TASK,)) -> li
 
 def _record(rng, schema):
     clauses = rng.sample(schema.clauses, len(schema.clauses))
-    values = {schema.object: rng.choice(words())}
+    values = {schema.object: rng.choice(words(schema.common))}
     said = [f'{schema.verb} "{values[schema.object]}"']
     for begins, key in clauses:
-        values[key] = rng.randrange(100) if begins in NUMBERS else rng.choice(words())
+        values[key] = rng.randrange(100) if begins in NUMBERS else rng.choice(words(schema.common))
         said.append(f"{begins} {json.dumps(values[key])}")
     return Record(" ".join(said) + ".", json.dumps({key: values[key] for key in schema.order}))
 

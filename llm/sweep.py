@@ -62,10 +62,10 @@ SWEEPS: dict[str, list[Run]] = {
     ],
     # the same alpha under three conventions, each over a range of learning rates, at a small rank and a large one
     "alphas": [
-        Run(r=r, alpha=16.0, scaling=scaling, lr=lr, steps=50, seed=s)
+        Run(r=r, alpha=16.0, scaling=scaling, lr=lr, steps=40, seed=s)
         for scaling in SCALING
         for r in (4, 64)
-        for lr in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+        for lr in (3e-4, 1e-3, 3e-3, 1e-2)
         for s in SEEDS
     ],
     "targets": [Run(task, targets=t, seed=s) for task in ("records", "shakespeare") for t in TARGETS for s in SEEDS],
