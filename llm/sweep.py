@@ -3,11 +3,11 @@
 A row is one run, described in full, and what it measured. A stopped sweep goes on where it was.
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -83,18 +83,17 @@ def measure(run: Run) -> dict[str, float]:
     else:
         ARMS[run.method].prepare(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    began = time.perf_counter()
+    seconds = []
     try:
-        for _ in train(model, task.batches(run.seed), steps=run.steps, lr=run.lr):
-            pass
+        for step in train(model, task.batches(run.seed), steps=run.steps, lr=run.lr):
+            seconds.append(step.seconds)
     except TrainingError:  # a rate too hot is a result, too; the weights are those of the last good step
         pass
-    seconds = (time.perf_counter() - began) / run.steps
     found = dict(trainable=trainable, before=before, after=evaluate(model, task.heldout))
     found |= dict(speeches_before=knew, speeches_after=evaluate(model, _speeches()))
     unseen = make_records(100, seed=UNSEEN)
     scored = score(answers(model, unseen), unseen) if run.task == "records" else {}
-    found |= dict(parses=scored.get("parses", ""), right=scored.get("right", ""), seconds_a_step=seconds)
+    found |= dict(parses=scored.get("parses", ""), right=scored.get("right", ""), seconds_a_step=median(seconds))
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
 
 
