@@ -1,0 +1,99 @@
+"""Matrices and models as pictures: numbers in, a matplotlib Figure out, like plots.py, whose style this is."""
+
+import math
+
+import torch
+from matplotlib.figure import Figure
+
+from llm.matrices import Approximation
+from llm.plots import COLOURS, label_end, new_axes, new_figure, spread
+
+SIGNED = "RdBu"  # red below zero, white at zero, blue above: safe for colour-blind readers
+
+
+def _show(axes, matrix: torch.Tensor, title: str, limit: float | None = None) -> None:
+    limit = limit or matrix.abs().max().item() or 1.0
+    axes.imshow(matrix.numpy(), cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    axes.set_title(title, fontsize=10)
+    axes.set_xticks([]), axes.set_yticks([])
+    axes.spines[:].set(visible=True, color="#bbbbbb", lw=0.6)
+
+
+def rank_strip(parts: list[Approximation], errors: list[float]) -> Figure:
+    """A matrix, its best parts at a few ranks, and the error over all ranks from 0."""
+    figure, axes = new_axes(8.6, 4.4, rows=3, columns=2)
+    target = parts[0].target
+    limit = target.abs().max().item()
+    _show(axes[0], target, f"the matrix, {target.size(0)} x {target.size(1)}", limit)
+    for panel, part in zip(axes[1:], parts):
+        _show(panel, part.A @ part.B, f"rank {part.A.size(1)}: {part.error:.0%} off", limit)
+    last = axes[len(parts) + 1]
+    last.plot(range(len(errors)), errors, color=COLOURS["lora"], marker="o", ms=4)
+    last.set_xlabel("rank r"), last.set_ylabel("error")
+    last.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    last.set_ylim(0, 1.05)
+    return figure
+
+
+def factors(part: Approximation, figure: Figure | None = None) -> Figure:
+    """A, B and their product laid out as one multiplies by hand, the target beside it; draws into `figure` if given."""
+    figure = figure or new_figure(8.6, 2.9)
+    figure.clear()
+    grid = figure.add_gridspec(2, 3, width_ratios=(0.22, 1, 1), height_ratios=(0.3, 1))
+    r, limit = part.A.size(1), part.target.abs().max().item()
+    _show(figure.add_subplot(grid[1, 0]), part.A, f"A: {part.A.size(0)} x {r}")
+    _show(figure.add_subplot(grid[0, 1]), part.B, f"B: {r} x {part.B.size(1)}")
+    _show(figure.add_subplot(grid[1, 1]), part.A @ part.B, f"A @ B: {part.error:.1%} off", limit)
+    _show(figure.add_subplot(grid[1, 2]), part.target, "the matrix itself", limit)
+    return figure
+
+
+def savings(models: dict[str, int], r: int, claimed: dict[str, tuple[int, float]]) -> Figure:
+    """How many times fewer numbers train in a square d x d matrix at rank r, over d; both axes logarithmic.
+
+    models: name -> d; claimed: name -> (d, times) as a text has it, drawn as a ring.
+    """
+    figure, (axes,) = new_axes(7.6, 4.0)
+    widths = [48, 24576]
+    axes.plot(widths, [d / (2 * r) for d in widths], color=COLOURS["lora"])
+    label_end(axes, widths[1], widths[1] / (2 * r), f"d / (2 * {r})", "lora")
+    for name, d in models.items():
+        axes.plot(d, d / (2 * r), "o", color=COLOURS["lora"], ms=7)
+        text = f"{name}: d = {d:,}, {d / (2 * r):,.0f} times"
+        axes.annotate(text, (d, d / (2 * r)), (9, -11), textcoords="offset points", fontsize=9)
+    for name, (d, times) in claimed.items():
+        axes.plot(d, times, "o", mfc="none", mec=COLOURS["other"], mew=2, ms=13)
+        style = dict(textcoords="offset points", ha="right", fontsize=9, color=COLOURS["other"])
+        axes.annotate(f'"{name}", says the chapter', (d, times), (-9, 9), **style)
+    axes.set_xscale("log", base=2), axes.set_yscale("log", base=2)
+    axes.set_xticks([64, 256, 1024, 4096, 16384]), axes.set_yticks([4, 16, 64, 256, 1024])
+    axes.xaxis.set_major_formatter("{x:,.0f}"), axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlim(48, 2**17.2), axes.set_ylim(2.5, 2500)
+    axes.set_xlabel("width d of a square matrix"), axes.set_ylabel("times fewer trained numbers")
+    return figure
+
+
+def fits(panels: dict[str, dict[int | str, list[float]]], floors: dict[str, dict[int, float]], low: float) -> Figure:
+    """What is left of a target over steps, on a logarithmic axis that ends at `low`; a panel for each target.
+
+    panels: title -> rank, or "full" -> losses (darker: higher rank); floors: title -> rank -> the least that a matrix
+    of that rank can leave, dotted.
+    """
+    figure, axes = new_axes(8.6, 3.8, columns=len(panels), sharey=True)
+    for panel, (title, curves) in zip(axes, panels.items()):
+        ends = spread([max(math.log10(max(low, y[-1])), math.log10(low) + 0.3) for y in curves.values()], 0.75)
+        for i, ((key, losses), end) in enumerate(zip(curves.items(), ends)):
+            colour, text = ("full", "full") if key == "full" else ("lora", f"r = {key}")
+            shade = 1.0 if key == "full" else 0.35 + 0.65 * (i + 1) / len(curves)
+            panel.plot([max(low, y) for y in losses], color=COLOURS[colour], alpha=shade)
+            label_end(panel, len(losses) - 1, 10**end, text, colour)
+        for floor in floors[title].values():
+            if floor > low:
+                panel.axhline(floor, color=COLOURS["base"], lw=1, ls=":")
+        panel.set_yscale("log")
+        panel.set_ylim(low, 3)
+        panel.set_title(title)
+        panel.set_xlabel("steps")
+        panel.set_xlim(0, len(losses) * 1.25)
+    axes[0].set_ylabel("what is left of the target (share)")
+    return figure
