@@ -28,14 +28,7 @@ class LoraLinear(nn.Module):
 
     def __init__(self, base: nn.Linear, r: int = 8, alpha: float = 16.0, scaling: str = "alpha"):
         super().__init__()
-        if not 1 <= r <= min(base.in_features, base.out_features):
-            limit = min(base.in_features, base.out_features)
-            raise ValueError(
-                f"rank r={r} does not fit a {base.in_features} -> {base.out_features} layer: use 1 to {limit}"
-            )
-        if scaling not in SCALING:
-            raise ValueError(f"unknown scaling {scaling!r}: choose one of {', '.join(SCALING)}")
-        self.base = base.requires_grad_(False)
+        _check(base, r, scaling)
         self.r, self.alpha, self.scaling = r, alpha, scaling
         self.scale = SCALING[scaling](alpha, r)
         self.enabled = True
@@ -43,6 +36,7 @@ class LoraLinear(nn.Module):
         self.A = nn.Parameter(torch.empty(base.in_features, r, **like))
         self.B = nn.Parameter(torch.zeros(r, base.out_features, **like))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        self.base = base.requires_grad_(False)  # last: whatever fails above leaves the base as it was
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.enabled:
@@ -64,13 +58,21 @@ class LoraLinear(nn.Module):
         return f"r={self.r}, alpha={self.alpha:g}, scaling={self.scaling!r}, scale={self.scale:g}"
 
 
+def _check(base: nn.Linear, r: int, scaling: str) -> None:
+    limit = min(base.in_features, base.out_features)
+    if not 1 <= r <= limit:
+        raise ValueError(f"rank r={r} does not fit a {base.in_features} -> {base.out_features} layer: use 1 to {limit}")
+    if scaling not in SCALING:
+        raise ValueError(f"unknown scaling {scaling!r}: choose one of {', '.join(SCALING)}")
+
+
 def apply_lora(
     model: nn.Module,
     r: int = 8,
     alpha: float = 16.0,
     scaling: str = "alpha",
-    targets: Iterable[str] | Callable[[str], bool] | None = None,
-    skip: Iterable[str] = ("lm_head",),
+    targets: str | Iterable[str] | Callable[[str], bool] | None = None,
+    skip: str | Iterable[str] = ("lm_head",),
 ) -> nn.Module:
     """Freeze `model`, then replace its linear layers by `LoraLinear`; returns the same model.
 
@@ -82,10 +84,12 @@ def apply_lora(
     if any(isinstance(m, LoraLinear) for m in model.modules()):
         raise ValueError("this model already has LoRA layers: call remove_lora(model) or merge_lora(model) first")
     wanted = _matcher(targets, skip)
-    linears = {path: m for path, m in model.named_modules() if isinstance(m, nn.Linear) and wanted(path)}
+    linears = _inside({path: m for path, m in model.named_modules() if isinstance(m, nn.Linear) and wanted(path)})
     if not linears:
-        raise ValueError(f"no nn.Linear matches targets={targets!r}, skip={tuple(skip)!r}")
-    wrapped = {path: LoraLinear(m, r, alpha, scaling) for path, m in linears.items()}  # may refuse r: before any change
+        raise ValueError(f"no nn.Linear matches targets={targets!r}, skip={skip!r}")
+    for layer in linears.values():
+        _check(layer, r, scaling)  # all of them before the first is frozen
+    wrapped = {path: LoraLinear(m, r, alpha, scaling) for path, m in linears.items()}
     model.requires_grad_(False)
     for path, layer in wrapped.items():
         layer.A.requires_grad_(True), layer.B.requires_grad_(True)
@@ -100,8 +104,17 @@ def _matcher(targets, skip) -> Callable[[str], bool]:
     def ends(path, names):
         return any(path == n or path.endswith("." + n) for n in names)
 
-    targets, skip = targets if targets is None else tuple(targets), tuple(skip)
+    def listed(names):  # one name may stand alone: as an iterable it would be its letters, and match nothing
+        return (names,) if isinstance(names, str) else tuple(names)
+
+    targets, skip = targets if targets is None else listed(targets), listed(skip)
     return lambda path: (targets is None or ends(path, targets)) and not ends(path, skip)
+
+
+def _inside(layers):
+    if "" in layers:  # its own path: nobody above holds it
+        raise ValueError("the model is a single layer and cannot be replaced from within: use nn.Sequential(layer)")
+    return layers
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
@@ -111,7 +124,7 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
 
 def remove_lora(model: nn.Module) -> nn.Module:
     """Take every wrapper off: the base exactly as it was, still frozen; returns the same model."""
-    for path, layer in lora_layers(model).items():
+    for path, layer in _inside(lora_layers(model)).items():
         model.set_submodule(path, layer.base)
     return model
 
@@ -122,12 +135,12 @@ def merge_lora(model: nn.Module) -> nn.Module:
 
     Each merged layer gets a weight of its own, so an embedding that is tied to the base's stays what it was.
     Merging an unwrapped model changes nothing.
-    Raises ValueError when a factor is not finite; the model is then as it was.
+    Raises ValueError when an update is not finite; the model is then as it was.
     """
-    layers = lora_layers(model)
+    layers = _inside(lora_layers(model))
     for path, layer in layers.items():
-        if not (layer.A.isfinite().all() and layer.B.isfinite().all()):
-            raise ValueError(f"{path}: A or B holds NaN or infinity, so nothing was merged: train at a lower rate")
+        if not (layer.scale * (layer.A @ layer.B)).isfinite().all():
+            raise ValueError(f"{path}: A @ B holds NaN or infinity, so nothing was merged: train at a lower rate")
     for path, layer in layers.items():
         model.set_submodule(path, _merged(layer))
     return model
