@@ -79,21 +79,21 @@ def fits(panels: dict[str, dict[int | str, list[float]]], floors: dict[str, dict
     panels: title -> rank, or "full" -> losses (darker: higher rank); floors: title -> rank -> the least that a matrix
     of that rank can leave, dotted.
     """
-    figure, axes = new_axes(8.6, 3.8, columns=len(panels), sharey=True)
+    figure, axes = new_axes(8.6, 4.0, columns=len(panels), sharey=True)
     for panel, (title, curves) in zip(axes, panels.items()):
-        ends = spread([max(math.log10(max(low, y[-1])), math.log10(low) + 0.3) for y in curves.values()], 0.75)
+        ends = spread([max(math.log10(max(low, y[-1])), math.log10(low) + 0.2) for y in curves.values()], 0.38)
         for i, ((key, losses), end) in enumerate(zip(curves.items(), ends)):
             colour, text = ("full", "full") if key == "full" else ("lora", f"r = {key}")
             shade = 1.0 if key == "full" else 0.35 + 0.65 * (i + 1) / len(curves)
             panel.plot([max(low, y) for y in losses], color=COLOURS[colour], alpha=shade)
             label_end(panel, len(losses) - 1, 10**end, text, colour)
         for floor in floors[title].values():
-            if floor > low:
-                panel.axhline(floor, color=COLOURS["base"], lw=1, ls=":")
+            panel.hlines(floor, 0, len(losses), color="black", lw=1, ls=":", zorder=3)
         panel.set_yscale("log")
-        panel.set_ylim(low, 3)
+        panel.set_ylim(low, 4)
         panel.set_title(title)
         panel.set_xlabel("steps")
-        panel.set_xlim(0, len(losses) * 1.25)
+        panel.set_xlim(0, len(losses) * 1.25)  # room for the labels
+        panel.set_xticks([t for t in panel.get_xticks() if t <= len(losses)])
     axes[0].set_ylabel("what is left of the target (share)")
     return figure
