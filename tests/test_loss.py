@@ -1,0 +1,153 @@
+"""The loss from hidden states: equal to plain cross-entropy, and never in possession of all the logits."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from llm import loss
+from llm.loss import CHUNK, IGNORE, next_token_loss
+
+D, VOCAB = 16, 97
+
+
+@pytest.fixture(params=["library", "fallback"], autouse=True)
+def path(request, monkeypatch):
+    """Both ways through: torch's own function (2.13 and newer), and ours, which older torch takes."""
+    if request.param == "fallback":
+        monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
+    elif not hasattr(F, "linear_cross_entropy"):
+        pytest.skip("this torch has no linear_cross_entropy")
+    return request.param
+
+
+def problem(tokens, vocab=VOCAB, masked=0, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(tokens, D, generator=g).requires_grad_(True)
+    weight = torch.randn(vocab, D, generator=g).requires_grad_(True)
+    targets = torch.randint(vocab, (tokens,), generator=g)
+    targets[torch.randperm(tokens, generator=g)[:masked]] = IGNORE
+    return hidden, weight, targets
+
+
+def plain(hidden, weight, targets):
+    return F.cross_entropy((hidden @ weight.T).flatten(0, -2), targets.flatten(), ignore_index=IGNORE)
+
+
+def assert_same_loss_and_gradients(hidden, weight, targets):
+    found = next_token_loss(hidden, weight, targets)
+    mine = torch.autograd.grad(3 * found, (hidden, weight))  # a factor, for a loss that is not the end of the graph
+    expected = plain(hidden, weight, targets)
+    theirs = torch.autograd.grad(3 * expected, (hidden, weight))
+    assert found.shape == () and abs(found - expected) < 1e-5
+    for one, other in zip(mine, theirs):
+        assert (one - other).abs().max() < 1e-5
+
+
+def test_the_path_under_test_is_the_one_that_runs(path, monkeypatch):
+    ran = []
+    for name in ("_library", "_chunked"):
+        monkeypatch.setattr(loss, name, lambda *args, name=name: ran.append(name))
+    next_token_loss(*problem(5))
+    assert ran == [{"library": "_library", "fallback": "_chunked"}[path]]
+
+
+@pytest.mark.parametrize("tokens", [1, 7, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 13])
+def test_loss_and_gradients_are_those_of_plain_cross_entropy(tokens):
+    assert_same_loss_and_gradients(*problem(tokens))
+
+
+@pytest.mark.parametrize(("tokens", "masked"), [(9, 1), (600, 300), (600, 599)])
+def test_masked_targets_count_neither_in_the_loss_nor_in_the_gradients(tokens, masked):
+    hidden, weight, targets = problem(tokens, masked=masked)
+    assert_same_loss_and_gradients(hidden, weight, targets)
+    (grad,) = torch.autograd.grad(next_token_loss(hidden, weight, targets), hidden)
+    assert not grad[targets == IGNORE].any() and grad[targets != IGNORE].any(dim=1).all()
+
+
+def test_what_stands_at_a_masked_position_does_not_matter_even_nan():
+    hidden, weight, targets = problem(20, masked=5)
+    expected = next_token_loss(hidden, weight, targets)
+    spoilt = hidden.detach().clone()
+    spoilt[targets == IGNORE] = float("nan")
+    assert torch.equal(next_token_loss(spoilt, weight, targets), expected)
+
+
+def test_rows_and_positions_are_flattened_in_the_same_order():
+    hidden, weight, targets = problem(24, masked=3)
+    shaped = next_token_loss(hidden.view(2, 3, 4, D), weight, targets.view(2, 3, 4))
+    assert torch.equal(shaped, next_token_loss(hidden, weight, targets))
+
+
+def test_hidden_states_that_are_not_contiguous_are_no_problem():
+    hidden, weight, targets = problem(24)
+    turned = hidden.view(4, 6, D).transpose(0, 1)
+    assert_same_loss_and_gradients(hidden, weight, targets)
+    found = next_token_loss(turned, weight, targets.view(4, 6).T)
+    assert abs(found - plain(hidden, weight, targets)) < 1e-5
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_either_side_may_be_frozen(frozen):
+    hidden, weight, targets = problem(300, masked=20)
+    live = weight if frozen == "hidden" else hidden
+    (hidden if frozen == "hidden" else weight).requires_grad_(False)
+    (mine,) = torch.autograd.grad(next_token_loss(hidden, weight, targets), live)
+    (theirs,) = torch.autograd.grad(plain(hidden, weight, targets), live)
+    assert (mine - theirs).abs().max() < 1e-5
+
+
+def test_gradients_reach_what_the_weight_was_made_of():
+    hidden, weight, targets = problem(300)
+    A, B = torch.randn(D, 2, requires_grad=True), torch.randn(2, VOCAB, requires_grad=True)
+    mine = torch.autograd.grad(next_token_loss(hidden, weight + (A @ B).T, targets), (A, B))
+    theirs = torch.autograd.grad(plain(hidden, weight + (A @ B).T, targets), (A, B))
+    assert all((one - other).abs().max() < 1e-5 for one, other in zip(mine, theirs))
+
+
+def test_without_gradients_it_is_the_same_number():
+    hidden, weight, targets = problem(300, masked=7)
+    with torch.no_grad():
+        found = next_token_loss(hidden, weight, targets)
+    assert not found.requires_grad and abs(found - plain(hidden, weight, targets)) < 1e-5
+
+
+def test_every_target_masked_is_one_sentence_and_not_nan():
+    hidden, weight, _ = problem(6)
+    with pytest.raises(ValueError, match="^no position counts towards the loss: every target is masked$"):
+        next_token_loss(hidden, weight, torch.full((6,), IGNORE))
+
+
+def test_no_allocation_comes_near_all_the_logits_forward_or_backward():
+    hidden, weight, targets = problem(8 * CHUNK, vocab=1009)
+    whole, chunk = 8 * CHUNK * 1009 * 4, CHUNK * 1009 * 4  # bytes
+
+    def largest(function):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            function(hidden, weight, targets).backward()
+        return max(event.cpu_memory_usage for event in seen.events())
+
+    assert largest(plain) >= whole  # the measure sees what it is there to see
+    assert largest(next_token_loss) <= 3 * chunk < whole / 2
+
+
+def test_what_waits_for_the_backward_is_no_logits():
+    hidden, weight, targets = problem(8 * CHUNK, vocab=1009)
+
+    def kept(function):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            function(hidden, weight, targets)
+        return max(sizes, default=0)
+
+    assert kept(plain) == 8 * CHUNK * 1009
+    assert kept(next_token_loss) <= 8 * CHUNK * D
+
+
+def test_masked_positions_are_dropped_before_they_are_projected(path, monkeypatch):
+    seen = []
+    name = {"library": "_library", "fallback": "_chunked"}[path]
+    original = getattr(loss, name)
+    monkeypatch.setattr(loss, name, lambda h, w, t: seen.append(len(h)) or original(h, w, t))
+    next_token_loss(*problem(50, masked=30))
+    assert seen == [20]
