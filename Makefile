@@ -38,7 +38,7 @@ notebooks: .venv/.done
 	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout=300 --durations=10 $(NOTEBOOKS))
 
 refresh: setup
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --NotebookClient.store_widget_state=False $(NOTEBOOKS)
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --NotebookClient.store_widget_state=False --NotebookClient.record_timing=False $(NOTEBOOKS)
 
 # in one run, so that ratios hold on a machine whose speed drifts
 bench: setup

@@ -18,9 +18,6 @@ COLOURS = {
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
     "axes.labelsize": 10,
     "font.size": 10,
     "lines.linewidth": 1.8,
@@ -211,18 +208,21 @@ def loss_by_rank(ranks: list[int], kept: dict, alone: dict, base: dict, full: di
         axis.axhline(full[task], color=COLOURS["full"], lw=1, ls=":")
         axis.plot(x, kept[task], color=COLOURS["full"], marker="o")
         axis.plot(x, alone[task], color=COLOURS["full"], marker="o", ls="--", mfc="white")
-        for y, label, colour in ((base[task], "base", "base"), (full[task], "full fine-tune", "full")):
-            axis.annotate(
-                label, (x[-1], y), (0, 3), textcoords="offset points", ha="right", va="bottom", color=COLOURS[colour]
-            )
+        # each label where its line is far from the curves
+        for at, y, label, colour, ha in (
+            (x[-1], base[task], "base", "base", "right"),
+            (x[0], full[task], "full fine-tune", "full", "left"),
+        ):
+            axis.annotate(label, (at, y), (0, 3), textcoords="offset points", ha=ha, color=COLOURS[colour])
         axis.set_title(task)
         axis.set_xticks(x, ranks)
         axis.set_xlabel("rank r kept in every block matrix")
     axes[0].set_ylabel("held-out loss, nats a token")
     axes[0].annotate(
         "solid: embeddings and head fine-tuned\ndashed: embeddings and head of the base",
-        (0.3, 0.55),
+        (0.28, 0.6),
         xycoords="axes fraction",
+        fontsize=9,
     )
     return figure
 
