@@ -44,9 +44,11 @@ class CausalSelfAttention(nn.Module):
         )
         if past is not None:
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)  # (B, heads, past + T, C / heads)
-        # a cached step looks at everything so far; only a first pass needs the mask
+        # one cached step looks at everything so far; several need a mask that starts where the past ends
+        S = k.size(2)
+        mask = None if past is None or T == 1 else torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
         y = F.scaled_dot_product_attention(
-            q, k, v, is_causal=past is None, dropout_p=self.dropout if self.training else 0.0
+            q, k, v, mask, is_causal=past is None, dropout_p=self.dropout if self.training else 0.0
         )
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training), (k, v)
@@ -164,10 +166,12 @@ class GPT(nn.Module):
 
 
 def sample(logits, temperature=1.0, top_k=None, generator=None):
-    """One token id a row from logits (B, vocab)."""
+    """One token id a row from logits (B, vocab). Raises ValueError when top_k keeps nothing."""
     if temperature <= 0:
         return logits.argmax(-1)
     if top_k is not None:
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k} keeps no token: use 1 or more, or None for all")
         kth = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
         logits = logits.masked_fill(logits < kth, float("-inf"))
     return torch.multinomial(F.softmax(logits / temperature, -1), 1, generator=generator)[:, 0]
