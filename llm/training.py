@@ -82,7 +82,7 @@ def train(
             began = time.perf_counter()
             share = schedule(index, steps, warmup)
             for group in optimizer.param_groups:
-                group["lr"] = share * group["peak_lr"]
+                group["lr"] = share * group.setdefault("peak_lr", group["lr"])  # an optimizer may be the caller's own
             _, loss = model(x.to(device), y.to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -100,14 +100,19 @@ def train(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """Mean loss in nats over every counted token of `batches`; the model's mode and weights stay as they are."""
+    """Mean loss in nats over every counted token of `batches`; the model's mode and weights stay as they are.
+
+    Raises ValueError when no token counts.
+    """
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     total = count = 0
     try:
         for x, y in batches:
-            n = int((y != -100).sum())
-            total, count = total + model(x.to(device), y.to(device))[1].item() * n, count + n
+            if n := int((y != -100).sum()):
+                total, count = total + model(x.to(device), y.to(device))[1].item() * n, count + n
     finally:
         model.train(was_training)
+    if not count:
+        raise ValueError("nothing to evaluate: the batches hold no token that counts (is an iterator used up?)")
     return total / count
