@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from llm.matrices import Approximation
 from llm.plots import COLOURS, label_end, new_axes, new_figure, spread
+from llm.spectra import Parts
 
 SIGNED = "RdBu"  # red below zero, white at zero, blue above: safe for colour-blind readers
 
@@ -45,6 +46,28 @@ def factors(part: Approximation, figure: Figure | None = None) -> Figure:
     _show(figure.add_subplot(grid[0, 1]), part.B, f"B: {r} x {part.B.size(1)}")
     _show(figure.add_subplot(grid[1, 1]), part.A @ part.B, f"A @ B: {part.error:.1%} off", limit)
     _show(figure.add_subplot(grid[1, 2]), part.target, "the matrix itself", limit)
+    return figure
+
+
+def spectrum(found: tuple[Parts, int], figure: Figure | None = None) -> Figure:
+    """A matrix's singular values with the first r in colour, the matrix, and its best rank-r part."""
+    parts, r = found
+    figure = figure or new_figure(8.6, 3.0)
+    figure.clear()
+    figure.set_layout_engine("none")  # margins by hand: to find them at every move takes half of the time
+    margins = dict(left=0.06, right=0.995, top=0.9, bottom=0.17, wspace=0.06)
+    bars, whole, best = figure.subplots(1, 3, gridspec_kw=margins)
+    shown = min(64, len(parts.s))
+    colours = [COLOURS["full"] if i < r else COLOURS["control"] for i in range(shown)]
+    bars.vlines(range(1, shown + 1), 0, parts.s[:shown], colors=colours, lw=2.4)
+    bars.spines[["top", "right"]].set_visible(False)
+    bars.set_ylim(bottom=0)
+    bars.set_title(f"singular values, {r} kept", fontsize=10)
+    bars.set_xlabel("index")
+    full = parts.best(len(parts.s))
+    limit = 3 * full.std().item()  # a few large entries would leave the rest white
+    _show(whole, full, f"ΔW, {full.size(0)} x {full.size(1)}", limit)
+    _show(best, parts.best(r), f"its best rank-{r} part", limit)
     return figure
 
 

@@ -6,6 +6,7 @@ Knows nothing about LoRA or training: it compares the weights of two models of o
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -60,10 +61,26 @@ def rank_for(values: torch.Tensor, share: float = 0.9) -> int:
     return int((held < share).sum()) + 1
 
 
+class Parts(NamedTuple):
+    """A matrix (m, n) taken apart: u (m, k), s (k,) largest first, vh (k, n), k = min(m, n), float64."""
+
+    u: torch.Tensor
+    s: torch.Tensor
+    vh: torch.Tensor
+
+    def best(self, r: int) -> torch.Tensor:
+        """The best rank-r part (m, n); r = 0 gives zeros."""
+        return (self.u[:, :r] * self.s[:r]) @ self.vh[:r]  # (m, r) @ (r, n)
+
+
+def decompose(matrix: torch.Tensor) -> Parts:
+    """The singular value decomposition of a matrix."""
+    return Parts(*torch.linalg.svd(matrix.detach().double(), full_matrices=False))
+
+
 def truncate(matrix: torch.Tensor, r: int) -> torch.Tensor:
     """The best rank-r part of a matrix (m, n), same shape and dtype; r = 0 gives zeros."""
-    u, s, vh = torch.linalg.svd(matrix.detach().double(), full_matrices=False)
-    return ((u[:, :r] * s[:r]) @ vh[:r]).to(matrix.dtype)  # (m, r) @ (r, n)
+    return decompose(matrix).best(r).to(matrix.dtype)
 
 
 def noise_like(matrix: torch.Tensor, seed: int) -> torch.Tensor:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import ipywidgets as widgets
+import torch
 from matplotlib.figure import Figure
 
-from llm import diagrams, matrices
+from llm import diagrams, matrices, spectra
 
 
 class Explorer(widgets.VBox):
@@ -45,7 +46,7 @@ def slider(label: str, value: int, low: int, high: int) -> widgets.IntSlider:
     return widgets.IntSlider(value, low, high, description=label, layout=widgets.Layout(width="420px"))
 
 
-def choice(label: str, options: list[str]) -> widgets.Dropdown:
+def choice(label: str, options: list) -> widgets.Dropdown:
     return widgets.Dropdown(options=options, description=label)
 
 
@@ -64,3 +65,26 @@ def rank_explorer() -> Explorer:
 
     controls = {"which": choice("matrix", list(matrices.MATRICES)), "r": slider("rank r", 2, 1, 32)}
     return Explorer(controls, numbers, diagrams.factors, describe)
+
+
+def delta_explorer(deltas: dict[str, dict[str, torch.Tensor]]) -> Explorer:
+    """A layer's delta W and its best rank-r part. deltas: task -> weight name -> (out, in)."""
+    done: dict[tuple[str, str], spectra.Parts] = {}  # a decomposition costs more than a picture
+
+    def numbers(task: str, layer: str, r: int) -> tuple[spectra.Parts, int]:
+        if (task, layer) not in done:
+            done[task, layer] = spectra.decompose(deltas[task][layer])
+        return done[task, layer], r
+
+    def describe(found: tuple) -> str:
+        parts, r = found
+        [held] = spectra.energy(parts.s, [r])
+        return f"rank {r} of {len(parts.s)}: {held:.0%} of the energy in {r / len(parts.s):.0%} of the directions"
+
+    first = next(iter(deltas.values()))
+    controls = {
+        "task": choice("task", list(deltas)),
+        "layer": choice("layer", [(name.removeprefix("transformer.").removesuffix(".weight"), name) for name in first]),
+        "r": slider("rank r", 8, 1, 64),
+    }
+    return Explorer(controls, numbers, diagrams.spectrum, describe)

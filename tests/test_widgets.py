@@ -6,7 +6,8 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.figure import Figure
 
-from llm.widgets import Explorer, rank_explorer, slider
+from llm.matrices import noise
+from llm.widgets import Explorer, delta_explorer, rank_explorer, slider
 
 
 def size(png):
@@ -53,3 +54,21 @@ def test_text_is_escaped():
     controls = {"n": slider("n", 1, 1, 3)}
     explorer = Explorer(controls, lambda n: n, lambda n, figure: figure or Figure(), lambda n: f"{n} < 4")
     assert "1 &lt; 4" in explorer.text.value
+
+
+def test_the_delta_explorer_follows_layer_and_rank():
+    deltas = {"records": {f"transformer.h.{i}.attn.c_attn.weight": noise(24, 16, seed=i) for i in range(2)}}
+    explorer = delta_explorer(deltas)
+    seen = {explorer.image.value}
+    explorer.controls["r"].value = 16
+    assert "rank 16 of 16: 100% of the energy" in explorer.text.value
+    seen.add(explorer.image.value)
+    explorer.controls["layer"].value = explorer.controls["layer"].options[1][1]
+    seen.add(explorer.image.value)
+    assert len(seen) == 3
+
+
+def test_a_rank_above_the_layers_size_still_draws():
+    explorer = delta_explorer({"records": {"transformer.h.0.attn.c_attn.weight": noise(24, 16)}})
+    explorer.controls["r"].value = 64
+    assert "100% of the energy" in explorer.text.value
