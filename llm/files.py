@@ -8,11 +8,18 @@ from pathlib import Path
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, then rename it over: a kill or a full disk leaves the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        write(Path(folder) / path.name)
-        os.replace(Path(folder) / path.name, path)
+    """Let `write` make a file beside `path`, then rename it over: a kill or a full disk leaves the old file.
+
+    Raises OSError when the disk does not take it; the message says what to do.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            write(Path(folder) / path.name)
+            os.replace(Path(folder) / path.name, path)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError of many lines
+        why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise OSError(f"could not write {path} ({why}): nothing was lost; make room there, then try again") from None
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:

@@ -3,6 +3,7 @@
 Knows nothing about models or corpora.
 """
 
+import hashlib
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -11,21 +12,26 @@ import tiktoken
 
 TABLES = Path(__file__).resolve().parent.parent / "data" / "tokenizer"
 END_OF_TEXT = 50256
+# tiktoken's cache names a file by the sha1 of the address that it was published under; beside it the sha256 that
+# OpenAI published: vocab.bpe, encoder.json
+HASHES = {
+    "6d1cbeee0f20b3d9449abfede4726ed8212e3aee": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
 
 
 @lru_cache(maxsize=1)
 def get_tokenizer() -> tiktoken.Encoding:
     """GPT-2's encoding (50,257 tokens), offline.
 
-    tiktoken looks for its tables in `TIKTOKEN_CACHE_DIR` before it asks the network, and checks the sha256
-    that OpenAI published, so a damaged table is an error and never a silently different tokenizer.
-    The variable is set for this one call and put back, whatever happens.
+    tiktoken looks for its tables in `TIKTOKEN_CACHE_DIR` before it asks the network; one that is damaged it would
+    delete and ask for anew, so they are checked first. The variable is set for this one call and put back.
+    Raises ValueError when a table is missing or damaged.
     """
-    missing = [p.name for p in _table_paths() if not p.is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{TABLES} lacks {', '.join(missing)}: restore the tokenizer with `git checkout data/tokenizer`"
-        )
+    for name, sha256 in HASHES.items():
+        table = TABLES / name
+        if not table.is_file() or hashlib.sha256(table.read_bytes()).hexdigest() != sha256:
+            raise ValueError(f"{table} is missing or damaged: restore the tokenizer with `git checkout data/tokenizer`")
     before = os.environ.get("TIKTOKEN_CACHE_DIR")
     os.environ["TIKTOKEN_CACHE_DIR"] = str(TABLES)
     try:
@@ -35,11 +41,6 @@ def get_tokenizer() -> tiktoken.Encoding:
             del os.environ["TIKTOKEN_CACHE_DIR"]
         else:
             os.environ["TIKTOKEN_CACHE_DIR"] = before
-
-
-def _table_paths() -> list[Path]:
-    # tiktoken's cache names a file by the sha1 of the address that it was published under
-    return [TABLES / "6d1cbeee0f20b3d9449abfede4726ed8212e3aee", TABLES / "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"]
 
 
 def encode(text: str) -> list[int]:
