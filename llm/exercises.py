@@ -7,6 +7,10 @@ from collections.abc import Callable
 from functools import wraps
 
 import torch
+import torch.nn as nn
+
+from llm.lora import lora_layers
+from llm.model import GPT, GPTConfig
 
 
 def _spoken(diagnose: Callable[[Callable], str | None]) -> Callable[[Callable], None]:
@@ -54,3 +58,42 @@ def check_forward(forward: Callable) -> str | None:
         return None
     named = (slip for slip, value in slips.items() if torch.allclose(y, value, atol=1e-4))
     return next(named, "the shape is right, the numbers are not. The formula again: x @ W + alpha * (x @ A @ B)")
+
+
+@_spoken
+def check_apply(apply: Callable) -> str | None:
+    """`apply(model, r, alpha)` against what `apply_lora` promises, on a small GPT."""
+    generator = torch.Generator().manual_seed(0)
+    model, r, alpha = GPT(GPTConfig(vocab_size=97, block_size=16, n_layer=2, n_head=2, n_embd=16)), 2, 16
+    idx = torch.randint(97, (2, 6), generator=generator)
+    before, head, linears = model(idx), model.lm_head, _linears(model)
+    if apply(model, r, alpha) is not model:
+        return "give the same model back at the end: `return model`"
+    layers = lora_layers(model)
+    if not layers:
+        return "no layer is a LoraLinear yet: replace each nn.Linear with `model.set_submodule(path, LoraLinear(...))`"
+    if model.lm_head is not head:
+        return "the output head is wrapped: it would cost more than all the blocks together, so leave `lm_head` out"
+    if missed := sorted(linears - {"lm_head"} - set(layers)):
+        return f"{len(missed)} linear layers are not wrapped, {missed[0]} for one: named_modules() walks the whole tree"
+    if any(layer.r != r or layer.alpha != alpha for layer in layers.values()):
+        return "r or alpha does not reach the layers: hand both on to LoraLinear"
+    free = [name for name, p in model.named_parameters() if p.requires_grad and name.split(".")[-1] not in ("A", "B")]
+    if free:
+        return f"{len(free)} tensors of the base still train, {free[0]} for one: freeze the whole model first"
+    if not all(f.requires_grad for layer in layers.values() for f in (layer.A, layer.B)):
+        return "A and B are frozen: freeze the model *before* you wrap it"
+    if not torch.equal(model(idx), before):
+        return "before training the wrapped model should answer exactly as the base"
+    try:
+        apply(model, r, alpha)
+    except ValueError:
+        untouched = lora_layers(model) == layers and all(p.requires_grad for m in layers.values() for p in (m.A, m.B))
+        return None if untouched else "the second call is refused, but it has changed the model by then: look first"
+    nested = len(lora_layers(model)) > len(layers)
+    what = "wraps the wrapped layers again" if nested else "goes through in silence"
+    return f"a second call {what}: raise a ValueError when any module is a LoraLinear already"
+
+
+def _linears(model: nn.Module) -> set[str]:
+    return {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
