@@ -131,102 +131,6 @@ def arm_bars(values: dict[str, dict[str, float]], label: str) -> Figure:
     return figure
 
 
-KINDS = {
-    "attn.c_attn": "query, key, value",
-    "attn.c_proj": "attention output",
-    "mlp.c_fc": "MLP in",
-    "mlp.c_proj": "MLP out",
-}
-
-
-def _kind(name: str) -> tuple[str, int]:
-    """ "transformer.h.2.mlp.c_fc.weight" -> ("mlp.c_fc", 2)."""
-    parts = name.removesuffix(".weight").split(".")
-    return ".".join(parts[-2:]), int(parts[2])
-
-
-def singular_values(values: dict, noise: dict, show: int = 64) -> Figure:
-    """Singular values of each block matrix's delta W, a panel for each kind of matrix, over those of a random one.
-
-    values, noise: singular values (largest first) by weight name.
-    """
-    figure, panels = new_axes(7.6, 5.2, rows=2, columns=2, sharex=True)
-    depth = 1 + max(_kind(name)[1] for name in values)
-    for axis, (kind, title) in zip(panels, KINDS.items()):
-        for name, s in values.items():
-            if _kind(name)[0] == kind:
-                layer = _kind(name)[1]
-                x = range(1, min(show, len(s)) + 1)
-                axis.plot(x, s[:show], color=COLOURS["full"], alpha=0.4 + 0.6 * layer / max(1, depth - 1), lw=1.4)
-                axis.plot(x, noise[name][:show], color=COLOURS["control"], ls="--", lw=1)
-        axis.set_title(title)
-        axis.set_ylim(bottom=0)
-    top = panels[0]
-    top.annotate("full fine-tune\n(darker: later block)", (0.22, 0.72), xycoords="axes fraction", color=COLOURS["full"])
-    top.annotate("noise of the same norm", (0.45, 0.4), xycoords="axes fraction", color=COLOURS["control"])
-    figure.supxlabel("index of the singular value")
-    figure.supylabel("singular value of ΔW")
-    return figure
-
-
-def energy_table(energy: dict[str, dict], ranks: list[int]) -> Figure:
-    """The share of delta W's energy at each rank: a table in colour for each arm, a row for each matrix."""
-    figure, axes = new_axes(8.4, 5.2, columns=len(energy), sharey=True)
-    for axis, (arm, rows) in zip(axes, energy.items()):
-        axis.imshow([list(r) for r in rows.values()], cmap="Blues", vmin=0, vmax=1.1, aspect="auto")
-        for i, row in enumerate(rows.values()):
-            for j, share in enumerate(row):
-                axis.text(
-                    j,
-                    i,
-                    f"{share:.0%}",
-                    ha="center",
-                    va="center",
-                    fontsize=7.5,
-                    color="white" if share > 0.6 else "black",
-                )
-        axis.set_title(arm)
-        axis.set_xticks(range(len(ranks)), ranks)
-        axis.tick_params(length=0)
-        axis.spines[:].set_visible(False)
-    labels = [f"block {_kind(n)[1] + 1} {KINDS[_kind(n)[0]]}" for n in next(iter(energy.values()))]
-    axes[0].set_yticks(range(len(labels)), labels, fontsize=8)
-    figure.supxlabel("rank r: share of ΔW's energy held by its best rank-r part")
-    return figure
-
-
-def loss_by_rank(ranks: list[int], kept: dict, alone: dict, base: dict, full: dict) -> Figure:
-    """Held-out loss with each block's delta W cut to rank r, a panel for each task.
-
-    kept, alone: task -> losses by rank, with embeddings and head as fine-tuned, and as in the base.
-    base, full: task -> the loss of the two models between which the curves run.
-    """
-    figure, axes = new_axes(8.4, 3.6, columns=len(kept))
-    x = range(len(ranks))
-    for axis, task in zip(axes, kept):
-        axis.axhline(base[task], color=COLOURS["base"], lw=1)
-        axis.axhline(full[task], color=COLOURS["full"], lw=1, ls=":")
-        axis.plot(x, kept[task], color=COLOURS["full"], marker="o")
-        axis.plot(x, alone[task], color=COLOURS["full"], marker="o", ls="--", mfc="white")
-        # each label where its line is far from the curves
-        for at, y, label, colour, ha in (
-            (x[-1], base[task], "base", "base", "right"),
-            (x[0], full[task], "full fine-tune", "full", "left"),
-        ):
-            axis.annotate(label, (at, y), (0, 3), textcoords="offset points", ha=ha, color=COLOURS[colour])
-        axis.set_title(task)
-        axis.set_xticks(x, ranks)
-        axis.set_xlabel("rank r kept in every block matrix")
-    axes[0].set_ylabel("held-out loss, nats a token")
-    axes[0].annotate(
-        "solid: embeddings and head fine-tuned\ndashed: embeddings and head of the base",
-        (0.28, 0.6),
-        xycoords="axes fraction",
-        fontsize=9,
-    )
-    return figure
-
-
 def training_log(rows: list[dict], registers: list[str]) -> Figure:
     """Held-out loss of each register over the tokens read: one row of the log a point."""
     figure, (axes,) = new_axes(7.0, 3.8)
@@ -238,5 +142,31 @@ def training_log(rows: list[dict], registers: list[str]) -> Figure:
         label_end(axes, tokens[-1], end, f"{register} {rows[-1][register]:.2f}", colour)
     axes.set_xlabel("tokens read, millions")
     axes.set_ylabel("held-out loss, nats a token")
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def trials(found: list[tuple[list[float], float]], figure: Figure | None = None) -> Figure:
+    """The loss of each step of several runs, numbered from 1, the latest in full colour; draws into `figure` if given.
+
+    found: (losses, the base's held-out loss) of each run. A curve is the mean of the last five steps.
+    """
+    figure = figure or new_figure(7.0, 3.2)
+    figure.clear()
+    figure.set_layout_engine("none")  # margins by hand: the picture shall not jump while a run grows
+    axes = figure.subplots(gridspec_kw=dict(left=0.09, right=0.92, top=0.95, bottom=0.17))
+    axes.spines[["top", "right"]].set_visible(False)
+    curves = [[sum(y[max(0, i - 4) : i + 1]) / min(i + 1, 5) for i in range(len(y))] for y, _ in found]
+    drawn = [curve for curve in curves if curve]
+    ends = iter(spread([curve[-1] for curve in drawn], axes_gap(drawn, drawn[0][0]) if drawn else 0))
+    for number, curve in enumerate(curves, 1):
+        if curve:
+            latest = number == len(curves)
+            axes.plot(range(1, len(curve) + 1), curve, color=COLOURS["lora"], alpha=1.0 if latest else 0.35)
+            label_end(axes, len(curve), next(ends), f"run {number}", "lora")
+    if not drawn:
+        axes.annotate("no run yet", (0.5, 0.5), xycoords="axes fraction", ha="center", color=COLOURS["base"])
+    axes.set_xlabel("training steps"), axes.set_ylabel("training loss, nats a token")
+    axes.set_xlim(0, max([10, *map(len, curves)]))
     axes.set_ylim(bottom=0)
     return figure

@@ -18,7 +18,7 @@ from llm.lora import apply_lora
 from llm.loss import IGNORE
 from llm.model import GPT
 from llm.records import Record, prompt_ids, record_batches
-from llm.tokenizer import END_OF_TEXT, decode
+from llm.tokenizer import END_OF_TEXT, decode, encode
 
 UNSEEN = -1  # the seed of what no training run reads
 WIDTH = 44  # tokens of a row of records: the longest has 41, and a context of 64 would be padding for a third
@@ -95,6 +95,14 @@ def answers(model: GPT, records: list[Record], max_new_tokens: int = 40) -> list
         for i, ids in zip(rows, out[:, length:].tolist()):
             found[i] = decode(ids[: ids.index(END_OF_TEXT)] if END_OF_TEXT in ids else ids)
     return found
+
+
+def go_on(model: GPT, task: str, prompt: str, seed: int = 4) -> str:
+    """What the model writes after a prompt: the likeliest record, or 60 sampled tokens of text after the prompt itself."""
+    if task == "records":
+        return answers(model, [Record(prompt, "")])[0]
+    ids = torch.tensor([encode(prompt)])
+    return decode(model.generate(ids, 60, temperature=0.8, top_k=40, seed=seed)[0].tolist())
 
 
 def score(found: list[str], records: list[Record]) -> dict[str, float]:

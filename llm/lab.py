@@ -1,0 +1,251 @@
+"""The live lab: choose, train, stop, compare, listen, save. Controls over `train`; no maths and no drawing of its own.
+
+Training runs on the kernel's own event loop and gives way after every step: Stop answers within a step, other cells
+run meanwhile, and no thread is needed.
+"""
+
+import asyncio
+import html
+import io
+import weakref
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from statistics import median
+
+import ipywidgets as widgets
+import torch
+
+from llm import corpora, plots
+from llm.adapters import AdapterError, inspect_adapter, save_adapter
+from llm.lora import SCALING, apply_lora, lora_disabled, lora_layers, remove_lora
+from llm.model import GPT
+from llm.pretrained import load_base
+from llm.records import make_records
+from llm.sweep import TARGETS, Run
+from llm.tasks import UNSEEN, go_on, load_task
+from llm.training import TrainingError, evaluate, train
+
+RANKS = (1, 2, 4, 8, 16, 32, 64)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+PROMPTS = {"records": make_records(1, seed=UNSEEN)[0].sentence, "shakespeare": "The people of the United States,"}
+GIVE_WAY = 0.005  # seconds: a click needs several rounds of the loop to arrive, and a step is a hundred times as long
+REDRAW = 0.5  # seconds between pictures while training: each costs a tenth of that
+
+_labs: "weakref.WeakSet[Lab]" = weakref.WeakSet()
+_task = cache(lambda name: load_task(name, limit=2))
+
+
+@dataclass
+class Trial:
+    """One run on the plot: its settings, the loss of each step, held-out loss before and after, how it ended."""
+
+    settings: Run
+    losses: list[float] = field(default_factory=list)
+    before: float = float("nan")
+    after: float = float("nan")
+    seconds: list[float] = field(default_factory=list)
+    ended: str = "training"
+
+
+class Lab(widgets.VBox):
+    """The lab as a widget. `await lab.run()` is what the Train button does; `.trials` holds what has been tried.
+
+    A new lab stops the one before it: two would fight over the processor.
+    """
+
+    def __init__(self, base: GPT | None = None, folder: str | Path = "adapters/mine", task: str = "records"):
+        for other in list(_labs):
+            other.stop()
+        _labs.add(self)
+        self.model, self.trials, self._asked, self._figure = base or load_base(), [], False, None
+        self._job: asyncio.Task | None = None
+        self.controls = _controls(task)
+        self.buttons = {
+            name: widgets.Button(description=name, tooltip=tip, layout=widgets.Layout(width="90px"))
+            for name, tip in {
+                "Train": "train a fresh adapter with these settings",
+                "Stop": "stop after the step that is running",
+                "Reset": "forget all runs and take the adapter off",
+                "Answer": "let the base and the adapter go on from the prompt",
+                "Save": "write the adapter to the folder",
+            }.items()
+        }
+        self.buttons["Train"].button_style = "primary"
+        self.bar = widgets.IntProgress(0, 0, 1, description="steps", layout=widgets.Layout(width="420px"))
+        self.status, self.table, self.answers = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self.image = widgets.Image(format="png")
+        wide = widgets.Layout(width="640px")
+        self.prompt = widgets.Text(PROMPTS[task], description="prompt", layout=wide, continuous_update=False)
+        self.folder = widgets.Text(str(folder), description="folder", layout=wide)
+        self.controls["task"].observe(self._new_task, names="value")
+        self.buttons["Train"].on_click(lambda _: self.start())
+        self.buttons["Stop"].on_click(lambda _: self.stop())
+        self.buttons["Reset"].on_click(lambda _: self.reset())
+        self.buttons["Answer"].on_click(lambda _: self.answer())
+        self.buttons["Save"].on_click(lambda _: self.save())
+        self._say("ready: choose the settings and press Train")
+        self._draw()
+        super().__init__(
+            [
+                widgets.GridBox(
+                    list(self.controls.values()), layout=widgets.Layout(grid_template_columns="330px 330px")
+                ),
+                widgets.HBox([self.buttons[name] for name in ("Train", "Stop", "Reset")]),
+                self.bar,
+                self.status,
+                self.image,
+                self.table,
+                widgets.HBox([self.prompt, self.buttons["Answer"]]),
+                self.answers,
+                widgets.HBox([self.folder, self.buttons["Save"]]),
+            ]
+        )
+
+    def __repr__(self) -> str:  # what a reader without a kernel sees in its place
+        return "(the live lab: run this cell to use it)"
+
+    @property
+    def running(self) -> bool:
+        return bool(self.trials) and self.trials[-1].ended == "training"
+
+    def settings(self) -> Run:
+        """What the controls say, as one run of the sweeps is described."""
+        return Run(**{name: control.value for name, control in self.controls.items()})
+
+    def start(self) -> None:
+        """Train in the background of the kernel; says so, and no more, when a run is under way."""
+        if self.running or self._job and not self._job.done():
+            return self._say("a run is under way: stop it first, or wait for its end")
+        self._job = asyncio.ensure_future(self.run())
+
+    def stop(self) -> None:
+        """Ask the run to end after the step that it is in."""
+        self._asked = True
+        if not self.running:
+            self._say("nothing is training")
+
+    def reset(self) -> None:
+        """Forget all runs; the base is as it was."""
+        self._asked = True
+        remove_lora(self.model)
+        self.trials.clear()
+        self.bar.value, self.table.value, self.answers.value = 0, "", ""
+        self._say("ready: choose the settings and press Train")
+        self._draw()
+
+    async def run(self) -> None:
+        """One run with the settings as they are now; what goes wrong is said in the status line, not raised."""
+        trial, self._asked = Trial(self.settings()), False
+        self.trials.append(trial)
+        try:
+            await self._train(trial)
+        except (TrainingError, corpora.CorpusError, ValueError) as error:
+            trial.ended = "failed"
+            self._say(str(error))
+        except KeyboardInterrupt:
+            trial.ended = "interrupted"
+            self._say("interrupted: the adapter is that of the last whole step")
+        except asyncio.CancelledError:
+            trial.ended = "stopped"
+            raise
+        finally:
+            if trial in self.trials:  # else it was reset meanwhile
+                self._draw()
+
+    async def _train(self, trial):
+        run = trial.settings
+        self._say("reading the text and measuring the base")
+        await asyncio.sleep(GIVE_WAY)
+        task = _task(run.task)
+        torch.manual_seed(run.seed)
+        apply_lora(remove_lora(self.model), run.r, run.alpha, run.scaling, targets=TARGETS[run.targets])
+        trial.before = evaluate(self.model, task.heldout)  # B is zero: this is the base
+        self.bar.max, self.bar.value = run.steps, 0
+        loop = asyncio.get_running_loop()
+        drawn = loop.time()
+        for step in train(self.model, task.batches(run.seed), steps=run.steps, lr=run.lr):
+            trial.losses.append(step.loss), trial.seconds.append(step.seconds)
+            self.bar.value = step.index + 1
+            if loop.time() - drawn > REDRAW or step.index == 0:
+                drawn = loop.time()
+                self._draw()
+                a_step = median(trial.seconds)
+                left = (run.steps - step.index - 1) * a_step
+                self._say(f"loss {step.loss:.2f}, {step.tokens / a_step:,.0f} tokens a second, {left:.0f} s left")
+            await asyncio.sleep(GIVE_WAY)
+            if self._asked:
+                break
+        if trial not in self.trials:
+            return
+        trial.after = evaluate(self.model, task.heldout)
+        trial.ended = "stopped" if self._asked else "done"
+        self._say(
+            f"{trial.ended} after {len(trial.losses)} steps: held-out loss {trial.before:.2f} -> {trial.after:.2f}"
+        )
+        self.answer()
+
+    def answer(self) -> None:
+        """The base and the adapter go on from the prompt, with one seed."""
+        task, prompt = self.controls["task"].value, self.prompt.value.strip()
+        if not prompt:
+            return self._say("the prompt is empty: type a few words")
+        with lora_disabled(self.model):
+            parts = {"base": go_on(self.model, task, prompt)}
+        if lora_layers(self.model):
+            parts["with the adapter"] = go_on(self.model, task, prompt)
+        self.answers.value = "".join(f"<b>{who}</b><pre>{html.escape(text)}</pre>" for who, text in parts.items())
+
+    def save(self) -> None:
+        """Write the adapter as it is now, between two steps if need be."""
+        folder = self.folder.value.strip()
+        if not folder:
+            return self._say("name a folder for the adapter")
+        try:
+            save_adapter(self.model, folder)
+        except (AdapterError, OSError) as error:
+            return self._say(str(error))
+        info = inspect_adapter(folder)
+        self._say(f"saved to {folder}: {info.parameters:,} parameters in {info.bytes:,} bytes")
+
+    def _new_task(self, change):
+        if self.prompt.value == PROMPTS[change["old"]]:  # not one that the learner typed
+            self.prompt.value = PROMPTS[change["new"]]
+
+    def _say(self, text):
+        self.status.value = f'<div role="status" aria-live="polite">{html.escape(text)}</div>'
+
+    def _draw(self):
+        self._figure = plots.trials([(trial.losses, trial.before) for trial in self.trials], self._figure)
+        buffer = io.BytesIO()
+        self._figure.savefig(buffer, format="png")
+        self.image.value = buffer.getvalue()
+        self.table.value = _table(self.trials)
+
+
+def _controls(task):
+    def pick(label, options, value):
+        return widgets.Dropdown(options=options, value=value, description=label)
+
+    return {
+        "task": pick("task", list(PROMPTS), task),
+        "r": pick("rank r", RANKS, Run.r),
+        "alpha": widgets.BoundedFloatText(Run.alpha, min=0.0, max=256.0, description="alpha"),
+        "scaling": pick("scale", list(SCALING), Run.scaling),
+        "targets": pick("targets", list(TARGETS), Run.targets),
+        "lr": pick("rate", [(f"{rate:g}", rate) for rate in RATES], Run.lr),
+        "steps": widgets.BoundedIntText(40, min=1, max=2000, description="steps"),
+    }
+
+
+def _table(trials):
+    def row(cells, tag="td"):
+        return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+
+    shown = ("task", "r", "alpha", "scaling", "targets", "lr", "steps")
+    rows = [row(("run", *shown, "base", "held out", "s a step", ""), "th")]
+    for i, t in enumerate(trials, 1):
+        a_step = f"{median(t.seconds):.2f}" if t.seconds else ""
+        settings = (getattr(t.settings, name) for name in shown)
+        rows.append(row((i, *settings, f"{t.before:.2f}", f"{t.after:.2f}", a_step, t.ended)))
+    return f"<table>{''.join(rows)}</table>" if trials else ""

@@ -1,0 +1,232 @@
+"""The live lab, clicked in every order: it trains, stops, compares, saves, and nothing wedges it."""
+
+import asyncio
+
+import pytest
+import torch
+
+from llm import lab as labs
+from llm.adapters import inspect_adapter
+from llm.lab import Lab
+from llm.lora import lora_layers
+from llm.model import GPT, GPTConfig
+from llm.spectra import snapshot
+from llm.tasks import Task
+
+
+@pytest.fixture
+def lab(monkeypatch, tmp_path):
+    """A lab over a tiny model and two batches of nonsense: what it does between the clicks is what is tested."""
+    torch.manual_seed(0)
+    x = torch.randint(0, 50257, (2, 9))
+    batch = (x[:, :-1], x[:, 1:])
+
+    def batches(seed):
+        while True:
+            yield batch
+
+    monkeypatch.setattr(labs, "_task", lambda name: Task(name, batches, [batch]))
+    model = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16))
+    made = Lab(model, tmp_path / "mine")
+    made.controls["steps"].value = 6
+    made.controls["r"].value = 2
+    return made
+
+
+def click(lab, name):
+    lab.buttons[name].click()
+
+
+async def until(condition, seconds=30):
+    for _ in range(int(seconds / 0.001)):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("never happened")
+
+
+async def trained(lab):
+    click(lab, "Train")
+    await until(lambda: lab.trials and not lab.running and lab._job.done())
+
+
+def test_train_trains_only_the_adapter_and_shows_curve_table_and_answers(lab):
+    before, picture = snapshot(lab.model), lab.image.value
+    asyncio.run(trained(lab))
+    [trial] = lab.trials
+    assert trial.ended == "done" and len(trial.losses) == 6 and trial.after < trial.before
+    assert lab.bar.value == lab.bar.max == 6 and lab.image.value != picture
+    assert "<td>done</td>" in lab.table.value and "with the adapter" in lab.answers.value
+    assert all(
+        torch.equal(layer.base.weight, before[f"{path}.weight"]) for path, layer in lora_layers(lab.model).items()
+    )
+
+
+def test_runs_stay_on_the_plot_with_their_settings(lab):
+    async def two():
+        await trained(lab)
+        lab.controls["r"].value = 4
+        await trained(lab)
+
+    asyncio.run(two())
+    assert [trial.settings.r for trial in lab.trials] == [2, 4] and lab.table.value.count("<td>done</td>") == 2
+
+
+def test_every_run_starts_from_the_base(lab):
+    async def two():
+        await trained(lab)
+        await trained(lab)
+
+    asyncio.run(two())
+    first, second = lab.trials
+    assert first.losses == second.losses and first.before == second.before
+
+
+def test_stop_ends_the_run_after_the_step_it_is_in(lab):
+    async def go():
+        lab.controls["steps"].value = 2000
+        click(lab, "Train")
+        await until(lambda: lab.trials and lab.trials[0].losses)
+        click(lab, "Stop")
+        at = len(lab.trials[0].losses)
+        await until(lambda: lab._job.done())
+        return at
+
+    at = asyncio.run(go())
+    assert lab.trials[0].ended == "stopped" and len(lab.trials[0].losses) <= at + 1
+
+
+def test_train_twice_is_one_run_and_a_sentence(lab):
+    async def go():
+        click(lab, "Train")
+        click(lab, "Train")
+        assert "under way" in lab.status.value
+        await until(lambda: lab._job.done())
+
+    asyncio.run(go())
+    assert len(lab.trials) == 1
+
+
+def test_settings_changed_mid_run_count_for_the_next_one(lab):
+    async def go():
+        lab.controls["steps"].value = 30
+        click(lab, "Train")
+        await until(lambda: lab.trials and lab.trials[0].losses)
+        lab.controls["r"].value = 8
+        await until(lambda: lab._job.done())
+
+    asyncio.run(go())
+    assert lab.trials[0].settings.r == 2 and {layer.r for layer in lora_layers(lab.model).values()} == {2}
+
+
+def test_reset_mid_run_leaves_the_base_and_an_empty_plot_and_train_works_again(lab):
+    before = snapshot(lab.model)
+
+    async def go():
+        lab.controls["steps"].value = 2000
+        click(lab, "Train")
+        await until(lambda: lab.trials and lab.trials[0].losses)
+        click(lab, "Reset")
+        await until(lambda: lab._job.done())
+        assert not lab.trials and not lora_layers(lab.model) and not lab.table.value
+        lab.controls["steps"].value = 3
+        await trained(lab)
+
+    asyncio.run(go())
+    assert len(lab.trials) == 1 and lab.trials[0].ended == "done"
+    labs.remove_lora(lab.model)
+    assert all(torch.equal(value, before[name]) for name, value in lab.model.state_dict().items())
+
+
+def test_idle_buttons_answer_with_a_sentence(lab):
+    for name, sentence in {"Stop": "nothing is training", "Save": "no LoRA layers", "Reset": "ready"}.items():
+        click(lab, name)
+        assert sentence in lab.status.value
+    lab.prompt.value = ""
+    lab.controls["task"].value = "shakespeare"
+    lab.prompt.value = ""
+    click(lab, "Answer")
+    assert "prompt is empty" in lab.status.value
+    lab.prompt.value = "word " * 200
+    click(lab, "Answer")
+    assert "base" in lab.answers.value
+
+
+def test_save_writes_an_adapter_and_says_how_large(lab, tmp_path):
+    asyncio.run(trained(lab))
+    click(lab, "Save")
+    info = inspect_adapter(tmp_path / "mine")
+    assert info.r == 2 and f"{info.bytes:,} bytes" in lab.status.value
+    (tmp_path / "file").write_text("")
+    lab.folder.value = str(tmp_path / "file")
+    click(lab, "Save")
+    assert "was not saved" in lab.status.value
+    lab.folder.value = " "
+    click(lab, "Save")
+    assert "name a folder" in lab.status.value
+
+
+def test_a_rank_that_does_not_fit_gets_a_sentence_and_the_lab_goes_on(lab):
+    async def go():
+        lab.controls["r"].value = 64
+        await trained(lab)
+        assert lab.trials[0].ended == "failed" and "does not fit" in lab.status.value
+        lab.controls["r"].value = 2
+        await trained(lab)
+
+    asyncio.run(go())
+    assert lab.trials[1].ended == "done"
+
+
+def test_a_rate_too_hot_ends_in_a_sentence(lab, monkeypatch):
+    def explode(*args, **kwargs):
+        raise labs.TrainingError("the loss is nan at step 3: lower the learning rate")
+        yield
+
+    monkeypatch.setattr(labs, "train", explode)
+    asyncio.run(trained(lab))
+    assert lab.trials[0].ended == "failed" and "lower the learning rate" in lab.status.value
+
+
+def test_an_interrupt_leaves_the_last_whole_step_and_the_lab_usable(lab, monkeypatch):
+    real = labs.train
+
+    def interrupted(*args, **kwargs):
+        for step in real(*args, **kwargs):
+            if step.index == 3:
+                raise KeyboardInterrupt
+            yield step
+
+    monkeypatch.setattr(labs, "train", interrupted)
+    asyncio.run(trained(lab))
+    assert lab.trials[0].ended == "interrupted" and len(lab.trials[0].losses) == 3
+    monkeypatch.setattr(labs, "train", real)
+    asyncio.run(trained(lab))
+    assert lab.trials[1].ended == "done"
+
+
+def test_running_the_cell_again_stops_the_lab_before(lab, tmp_path):
+    async def go():
+        lab.controls["steps"].value = 2000
+        click(lab, "Train")
+        await until(lambda: lab.trials and lab.trials[0].losses)
+        Lab(GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16)), tmp_path / "other")
+        await until(lambda: lab._job.done())
+
+    asyncio.run(go())
+    assert lab.trials[0].ended == "stopped"
+
+
+def test_the_prompt_follows_the_task_unless_the_learner_typed_one(lab):
+    lab.controls["task"].value = "shakespeare"
+    assert lab.prompt.value == labs.PROMPTS["shakespeare"]
+    lab.prompt.value = "Of mice"
+    lab.controls["task"].value = "records"
+    assert lab.prompt.value == "Of mice"
+
+
+def test_answers_are_escaped(lab):
+    lab.controls["task"].value = "shakespeare"
+    lab.model.generate = lambda ids, *args, **kwargs: torch.cat((ids, torch.tensor([[27, 65, 29]])), dim=1)  # "<b>"
+    click(lab, "Answer")
+    assert "&lt;b&gt;" in lab.answers.value
