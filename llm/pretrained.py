@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from llm import corpora, files, records
 from llm.corpora import Batch
@@ -44,10 +44,12 @@ class BaseError(Exception):
 def load_base(own: Path = CHECKPOINT, shipped: Path = BASE) -> GPT:
     """The chapter-12 model in float32: the learner's own checkpoint when there is one, else the one that ships.
 
-    Raises BaseError when a file is missing, damaged or of another shape.
+    Raises BaseError when a file is damaged or of another shape, or when one that was asked for is missing.
     """
     if own.is_file():
         return _fill(own, _read_pt(own))
+    if own != CHECKPOINT:
+        raise BaseError(f"there is no checkpoint {own}: check the path, or leave it out for the shipped base")
     path = shipped / "model.safetensors"
     if not path.is_file():
         raise BaseError(f"the base model {path} is missing: restore it with `git checkout data/base`")
@@ -65,14 +67,15 @@ def _read_pt(path):
             f"{path} is not a plain PyTorch state dict: save one with torch.save(model.state_dict(), path), "
             "or move it away to use the shipped base"
         ) from None
-    return state.get("model", state) if isinstance(state, dict) else {}
+    state = state.get("model", state) if isinstance(state, dict) else state
+    return state if isinstance(state, dict) else {}
 
 
 def _fill(path, state):
     model = GPT(GPTConfig())
     own = model.state_dict()
     shapes = {k: v.shape for k, v in own.items()}
-    found = {k: getattr(v, "shape", None) for k, v in state.items()}
+    found = {str(k): getattr(v, "shape", None) for k, v in state.items()}
     wrong = sorted(k for k in shapes.keys() | found.keys() if shapes.get(k) != found.get(k))
     if wrong:
         raise BaseError(
@@ -138,6 +141,6 @@ def pretrain(out: Path, steps: int = 4200, seed: int = 0, every: int = 100) -> I
             files.write_csv(out / "log.csv", rows)
             yield rows[-1]
     half = {k: v.half().clone() for k, v in model.state_dict().items()}
-    files.replace(out / "model.safetensors", partial(save_file, half))
+    files.replace(out / "model.safetensors", lambda path: path.write_bytes(save(half)))
     files.replace(out / "config.json", lambda path: path.write_text(json.dumps(asdict(GPTConfig()), indent=2) + "\n"))
     resume.unlink(missing_ok=True)
