@@ -1,4 +1,4 @@
-"""The live lab: choose, train, stop, compare, listen, save. Controls over `train`; no maths and no drawing of its own.
+"""The live lab: choose, train, stop, compare, listen, save. Controls over `train`; no maths, no drawing of its own.
 
 Training runs on the kernel's own event loop and gives way after every step: Stop answers within a step, other cells
 run meanwhile, and no thread is needed.
@@ -30,20 +30,19 @@ RANKS = (1, 2, 4, 8, 16, 32, 64)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 PROMPTS = {"records": make_records(1, seed=UNSEEN)[0].sentence, "shakespeare": "The people of the United States,"}
 GIVE_WAY = 0.005  # seconds: a click needs several rounds of the loop to arrive, and a step is a hundred times as long
-REDRAW = 0.5  # seconds between pictures while training: each costs a tenth of that
+EVERY = 5  # steps between two measurements, each about as long as a step
 
 _labs: "weakref.WeakSet[Lab]" = weakref.WeakSet()
-_task = cache(lambda name: load_task(name, limit=2))
+_task = cache(lambda name: load_task(name, limit=1))
 
 
 @dataclass
 class Trial:
-    """One run on the plot: its settings, the loss of each step, held-out loss before and after, how it ended."""
+    """One run on the plot: its settings, held-out losses at some steps (the base's at 0), seconds a step, its end."""
 
     settings: Run
-    losses: list[float] = field(default_factory=list)
-    before: float = float("nan")
-    after: float = float("nan")
+    at: list[int] = field(default_factory=list)
+    heldout: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     ended: str = "training"
 
@@ -75,9 +74,9 @@ class Lab(widgets.VBox):
         self.bar = widgets.IntProgress(0, 0, 1, description="steps", layout=widgets.Layout(width="420px"))
         self.status, self.table, self.answers = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.image = widgets.Image(format="png")
-        wide = widgets.Layout(width="640px")
-        self.prompt = widgets.Text(PROMPTS[task], description="prompt", layout=wide, continuous_update=False)
-        self.folder = widgets.Text(str(folder), description="folder", layout=wide)
+        wide = dict(layout=widgets.Layout(width="640px"))
+        self.prompt = widgets.Text(PROMPTS[task], description="prompt", **wide)
+        self.folder = widgets.Text(str(folder), description="folder", **wide)
         self.controls["task"].observe(self._new_task, names="value")
         self.buttons["Train"].on_click(lambda _: self.start())
         self.buttons["Stop"].on_click(lambda _: self.stop())
@@ -109,10 +108,6 @@ class Lab(widgets.VBox):
     def running(self) -> bool:
         return bool(self.trials) and self.trials[-1].ended == "training"
 
-    def settings(self) -> Run:
-        """What the controls say, as one run of the sweeps is described."""
-        return Run(**{name: control.value for name, control in self.controls.items()})
-
     def start(self) -> None:
         """Train in the background of the kernel; says so, and no more, when a run is under way."""
         if self.running or self._job and not self._job.done():
@@ -136,7 +131,7 @@ class Lab(widgets.VBox):
 
     async def run(self) -> None:
         """One run with the settings as they are now; what goes wrong is said in the status line, not raised."""
-        trial, self._asked = Trial(self.settings()), False
+        trial, self._asked = Trial(Run(**{name: control.value for name, control in self.controls.items()})), False
         self.trials.append(trial)
         try:
             await self._train(trial)
@@ -160,30 +155,35 @@ class Lab(widgets.VBox):
         task = _task(run.task)
         torch.manual_seed(run.seed)
         apply_lora(remove_lora(self.model), run.r, run.alpha, run.scaling, targets=TARGETS[run.targets])
-        trial.before = evaluate(self.model, task.heldout)  # B is zero: this is the base
         self.bar.max, self.bar.value = run.steps, 0
-        loop = asyncio.get_running_loop()
-        drawn = loop.time()
+        self._measure(trial, 0, task.heldout)  # B is zero: this is the base
         for step in train(self.model, task.batches(run.seed), steps=run.steps, lr=run.lr):
-            trial.losses.append(step.loss), trial.seconds.append(step.seconds)
-            self.bar.value = step.index + 1
-            if loop.time() - drawn > REDRAW or step.index == 0:
-                drawn = loop.time()
-                self._draw()
-                a_step = median(trial.seconds)
-                left = (run.steps - step.index - 1) * a_step
-                self._say(f"loss {step.loss:.2f}, {step.tokens / a_step:,.0f} tokens a second, {left:.0f} s left")
+            trial.seconds.append(step.seconds)
+            self.bar.value = done = step.index + 1
+            a_step = median(trial.seconds)
+            left = f"{(run.steps - done) * a_step:.0f} s left"
+            self._say(
+                f"step {done}: training loss {step.loss:.2f}, {step.tokens / a_step:,.0f} tokens a second, {left}"
+            )
+            if done % EVERY == 0:
+                self._measure(trial, done, task.heldout)
             await asyncio.sleep(GIVE_WAY)
             if self._asked:
                 break
-        if trial not in self.trials:
+        if trial not in self.trials:  # reset meanwhile
             return
-        trial.after = evaluate(self.model, task.heldout)
         trial.ended = "stopped" if self._asked else "done"
-        self._say(
-            f"{trial.ended} after {len(trial.losses)} steps: held-out loss {trial.before:.2f} -> {trial.after:.2f}"
-        )
+        if trial.at[-1] != len(trial.seconds):
+            self._measure(trial, len(trial.seconds), task.heldout)
+        self._draw()
+        change = f"held-out loss {trial.heldout[0]:.2f} -> {trial.heldout[-1]:.2f}"
+        self._say(f"{trial.ended} after {len(trial.seconds)} steps: {change}")
         self.answer()
+
+    def _measure(self, trial, step, heldout):
+        trial.at.append(step), trial.heldout.append(evaluate(self.model, heldout))
+        if trial in self.trials:
+            self._draw()
 
     def answer(self) -> None:
         """The base and the adapter go on from the prompt, with one seed."""
@@ -216,7 +216,7 @@ class Lab(widgets.VBox):
         self.status.value = f'<div role="status" aria-live="polite">{html.escape(text)}</div>'
 
     def _draw(self):
-        self._figure = plots.trials([(trial.losses, trial.before) for trial in self.trials], self._figure)
+        self._figure = plots.trials([(t.at, t.heldout) for t in self.trials if t.at], self._figure)
         buffer = io.BytesIO()
         self._figure.savefig(buffer, format="png")
         self.image.value = buffer.getvalue()
@@ -240,12 +240,12 @@ def _controls(task):
 
 def _table(trials):
     def row(cells, tag="td"):
-        return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+        return "<tr>" + "".join(f'<{tag} style="padding: 0 10px">{cell}</{tag}>' for cell in cells) + "</tr>"
 
     shown = ("task", "r", "alpha", "scaling", "targets", "lr", "steps")
-    rows = [row(("run", *shown, "base", "held out", "s a step", ""), "th")]
+    rows = [row(("run", *shown, "base", "held-out", "s a step", "end"), "th")]
     for i, t in enumerate(trials, 1):
+        measured = (f"{y:.2f}" for y in (t.heldout[0], t.heldout[-1])) if t.heldout else ("", "")
         a_step = f"{median(t.seconds):.2f}" if t.seconds else ""
-        settings = (getattr(t.settings, name) for name in shown)
-        rows.append(row((i, *settings, f"{t.before:.2f}", f"{t.after:.2f}", a_step, t.ended)))
+        rows.append(row((i, *(getattr(t.settings, name) for name in shown), *measured, a_step, t.ended)))
     return f"<table>{''.join(rows)}</table>" if trials else ""

@@ -146,27 +146,23 @@ def training_log(rows: list[dict], registers: list[str]) -> Figure:
     return figure
 
 
-def trials(found: list[tuple[list[float], float]], figure: Figure | None = None) -> Figure:
-    """The loss of each step of several runs, numbered from 1, the latest in full colour; draws into `figure` if given.
+def trials(found: list[tuple[list[int], list[float]]], figure: Figure | None = None) -> Figure:
+    """Held-out loss over steps of several runs, numbered from 1, the latest in full colour; draws into `figure` if given.
 
-    found: (losses, the base's held-out loss) of each run. A curve is the mean of the last five steps.
+    found: (steps, losses) of each run, from step 0, which is the base.
     """
     figure = figure or new_figure(7.0, 3.2)
     figure.clear()
     figure.set_layout_engine("none")  # margins by hand: the picture shall not jump while a run grows
     axes = figure.subplots(gridspec_kw=dict(left=0.09, right=0.92, top=0.95, bottom=0.17))
     axes.spines[["top", "right"]].set_visible(False)
-    curves = [[sum(y[max(0, i - 4) : i + 1]) / min(i + 1, 5) for i in range(len(y))] for y, _ in found]
-    drawn = [curve for curve in curves if curve]
-    ends = iter(spread([curve[-1] for curve in drawn], axes_gap(drawn, drawn[0][0]) if drawn else 0))
-    for number, curve in enumerate(curves, 1):
-        if curve:
-            latest = number == len(curves)
-            axes.plot(range(1, len(curve) + 1), curve, color=COLOURS["lora"], alpha=1.0 if latest else 0.35)
-            label_end(axes, len(curve), next(ends), f"run {number}", "lora")
-    if not drawn:
+    ends = spread([y[-1] for _, y in found], axes_gap([y for _, y in found], found[0][1][0]) if found else 0)
+    for number, ((x, y), end) in enumerate(zip(found, ends), 1):
+        alpha = 1.0 if number == len(found) else 0.35
+        axes.plot(x, y, color=COLOURS["lora"], marker="o", ms=3, alpha=alpha)
+        label_end(axes, x[-1], end, f"run {number}", "lora")
+    if not found:
         axes.annotate("no run yet", (0.5, 0.5), xycoords="axes fraction", ha="center", color=COLOURS["base"])
-    axes.set_xlabel("training steps"), axes.set_ylabel("training loss, nats a token")
-    axes.set_xlim(0, max([10, *map(len, curves)]))
-    axes.set_ylim(bottom=0)
+    axes.set_xlabel("training steps"), axes.set_ylabel("held-out loss, nats a token")
+    axes.set_xlim(0, max([10, *(x[-1] for x, _ in found)]))
     return figure

@@ -54,9 +54,9 @@ def test_train_trains_only_the_adapter_and_shows_curve_table_and_answers(lab):
     before, picture = snapshot(lab.model), lab.image.value
     asyncio.run(trained(lab))
     [trial] = lab.trials
-    assert trial.ended == "done" and len(trial.losses) == 6 and trial.after < trial.before
+    assert trial.ended == "done" and trial.at == [0, 5, 6] and trial.heldout[-1] < trial.heldout[0]
     assert lab.bar.value == lab.bar.max == 6 and lab.image.value != picture
-    assert "<td>done</td>" in lab.table.value and "with the adapter" in lab.answers.value
+    assert ">done</td>" in lab.table.value and "with the adapter" in lab.answers.value
     assert all(
         torch.equal(layer.base.weight, before[f"{path}.weight"]) for path, layer in lora_layers(lab.model).items()
     )
@@ -69,7 +69,7 @@ def test_runs_stay_on_the_plot_with_their_settings(lab):
         await trained(lab)
 
     asyncio.run(two())
-    assert [trial.settings.r for trial in lab.trials] == [2, 4] and lab.table.value.count("<td>done</td>") == 2
+    assert [trial.settings.r for trial in lab.trials] == [2, 4] and lab.table.value.count(">done</td>") == 2
 
 
 def test_every_run_starts_from_the_base(lab):
@@ -79,21 +79,21 @@ def test_every_run_starts_from_the_base(lab):
 
     asyncio.run(two())
     first, second = lab.trials
-    assert first.losses == second.losses and first.before == second.before
+    assert first.heldout == second.heldout
 
 
 def test_stop_ends_the_run_after_the_step_it_is_in(lab):
     async def go():
         lab.controls["steps"].value = 2000
         click(lab, "Train")
-        await until(lambda: lab.trials and lab.trials[0].losses)
+        await until(lambda: lab.trials and lab.trials[0].seconds)
         click(lab, "Stop")
-        at = len(lab.trials[0].losses)
+        at = len(lab.trials[0].seconds)
         await until(lambda: lab._job.done())
         return at
 
     at = asyncio.run(go())
-    assert lab.trials[0].ended == "stopped" and len(lab.trials[0].losses) <= at + 1
+    assert lab.trials[0].ended == "stopped" and len(lab.trials[0].seconds) <= at + 1
 
 
 def test_train_twice_is_one_run_and_a_sentence(lab):
@@ -111,7 +111,7 @@ def test_settings_changed_mid_run_count_for_the_next_one(lab):
     async def go():
         lab.controls["steps"].value = 30
         click(lab, "Train")
-        await until(lambda: lab.trials and lab.trials[0].losses)
+        await until(lambda: lab.trials and lab.trials[0].seconds)
         lab.controls["r"].value = 8
         await until(lambda: lab._job.done())
 
@@ -125,7 +125,7 @@ def test_reset_mid_run_leaves_the_base_and_an_empty_plot_and_train_works_again(l
     async def go():
         lab.controls["steps"].value = 2000
         click(lab, "Train")
-        await until(lambda: lab.trials and lab.trials[0].losses)
+        await until(lambda: lab.trials and lab.trials[0].seconds)
         click(lab, "Reset")
         await until(lambda: lab._job.done())
         assert not lab.trials and not lora_layers(lab.model) and not lab.table.value
@@ -199,7 +199,7 @@ def test_an_interrupt_leaves_the_last_whole_step_and_the_lab_usable(lab, monkeyp
 
     monkeypatch.setattr(labs, "train", interrupted)
     asyncio.run(trained(lab))
-    assert lab.trials[0].ended == "interrupted" and len(lab.trials[0].losses) == 3
+    assert lab.trials[0].ended == "interrupted" and len(lab.trials[0].seconds) == 3
     monkeypatch.setattr(labs, "train", real)
     asyncio.run(trained(lab))
     assert lab.trials[1].ended == "done"
@@ -209,7 +209,7 @@ def test_running_the_cell_again_stops_the_lab_before(lab, tmp_path):
     async def go():
         lab.controls["steps"].value = 2000
         click(lab, "Train")
-        await until(lambda: lab.trials and lab.trials[0].losses)
+        await until(lambda: lab.trials and lab.trials[0].seconds)
         Lab(GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16)), tmp_path / "other")
         await until(lambda: lab._job.done())
 
