@@ -1,7 +1,6 @@
 """The live lab: choose, train, stop, compare, listen, save. Controls over `train`; no maths, no drawing of its own.
 
-Training runs on the kernel's own event loop and gives way after every step: Stop answers within a step, other cells
-run meanwhile, and no thread is needed.
+Training runs on the kernel's own event loop and gives way after every step: Stop and other cells need no thread.
 """
 
 import asyncio
