@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from llm import corpora, files, plots, pretrained, sweep
+from llm import charts, corpora, files, plots, pretrained, sweep
 from llm.training import TrainingError
 
 
@@ -28,6 +28,8 @@ def main(argv: list[str] | None = None) -> int:
             for name in args.names or sweep.SWEEPS:
                 for row in sweep.sweep(name):
                     print(name, "  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+            picture = charts.by_rank(files.read_csv(sweep.RESULTS / "ranks.csv"))
+            picture.savefig(sweep.RESULTS / "ranks.png", dpi=100)
         else:
             for row in pretrained.pretrain(args.out, args.steps, args.seed):
                 print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
