@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -21,14 +22,19 @@ def assert_untouched(path):
     assert path.read_text() == "old" and os.listdir(path.parent) == [path.name]
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """No file may grow beyond a few bytes: what a full disk does, from the operating system itself."""
+    """No file may grow beyond a few bytes: what a full disk does, from the operating system itself.
+
+    Not a fixture: pytest reports a test before it undoes its fixtures, and its report may go to a file too.
+    """
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_the_new_file_takes_the_place_of_the_old_and_leaves_nothing_beside_it(old):
@@ -78,8 +84,8 @@ def test_a_rename_that_fails_leaves_the_old_file(old, monkeypatch):
 
 
 @pytest.mark.parametrize("write", [lambda path: path.write_text("x" * 99), lambda path: torch.save([0] * 999, path)])
-def test_a_full_disk_is_one_sentence_and_the_old_file_stays(old, full_disk, write):
-    with pytest.raises(OSError) as caught:
+def test_a_full_disk_is_one_sentence_and_the_old_file_stays(old, write):
+    with full_disk(), pytest.raises(OSError) as caught:
         replace(old, write)
     said = str(caught.value)
     assert said.startswith(f"could not write {old} (") and "nothing was lost; make room there" in said
@@ -87,8 +93,8 @@ def test_a_full_disk_is_one_sentence_and_the_old_file_stays(old, full_disk, writ
     assert_untouched(old)
 
 
-def test_a_table_on_a_full_disk_leaves_the_old_table(old, full_disk):
-    with pytest.raises(OSError, match="nothing was lost"):
+def test_a_table_on_a_full_disk_leaves_the_old_table(old):
+    with full_disk(), pytest.raises(OSError, match="nothing was lost"):
         write_csv(old, [dict(name="x" * 99)])
     assert_untouched(old)
 
