@@ -1,10 +1,10 @@
-"""`python -m llm fetch | pretrain | sweep`: what the course needs done without a notebook."""
+"""`python -m llm fetch | pretrain | sweep | colab`: what the course needs done without a notebook."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from llm import charts, corpora, files, plots, pretrained, sweep
+from llm import charts, colab, corpora, files, plots, pretrained, sweep
 from llm.training import TrainingError
 
 
@@ -18,12 +18,18 @@ def main(argv: list[str] | None = None) -> int:
     train.add_argument("--seed", type=int, default=0)
     many = commands.add_parser("sweep", help="do the recorded sweeps of data/results again, or go on with them")
     many.add_argument("names", nargs="*", help=f"which: {', '.join(sweep.SWEEPS)} (default: all)")
+    commands.add_parser(
+        "colab", help="write the badge and the first cell of every notebook, from pyproject.toml's address"
+    )
     args = parser.parse_args(argv)
     try:
         if args.command == "fetch":
             for name in corpora.sources():
                 corpus = corpora.load(name)
                 print(f"{name:12} {len(corpus.train):9,} tokens to train on, {len(corpus.heldout):7,} held out")
+        elif args.command == "colab":
+            changed = colab.write(colab.ROOT / "notebooks")
+            print(f"{colab.repository()}: {', '.join(changed) or 'every notebook says so already'}")
         elif args.command == "sweep":
             for name in args.names or sweep.SWEEPS:
                 for row in sweep.sweep(name):

@@ -40,7 +40,7 @@ COLAB = {
 }
 # ground floor first: a file imports only what stands before it
 ROOMS = """lora tokenizer loss model files corpora records training pretrained tasks spectra matrices adapter_files adapters
-sweep plots diagrams charts curves widgets lab exercises __main__""".split()
+sweep plots diagrams charts curves widgets lab exercises colab __main__""".split()
 
 
 def requirements(lines):
@@ -102,7 +102,18 @@ def test_make_test_sets_up_first_and_ci_calls_it():
 
 def test_everything_is_installed_with_the_constraints():
     installs = re.findall(r"pip install .*", (ROOT / "Makefile").read_text(encoding="utf-8"))
-    assert installs and all("--constraint constraints.txt" in line for line in installs)
+    of_colab = [line for line in installs if line.endswith("--requirement tests/colab/pins.txt")]  # has pins of its own
+    assert len(of_colab) == 1 and len(installs) >= 3
+    assert all("--constraint constraints.txt" in line for line in installs if line not in of_colab)
+
+
+def test_the_environment_for_colab_has_the_versions_that_colab_has():
+    lines = (ROOT / "tests" / "colab" / "pins.txt").read_text(encoding="utf-8").splitlines()
+    pins = requirements(line for line in lines if not line.startswith("#"))
+    assert {name: str(pin)[2:] for name, pin in pins.items() if str(pin)} == {
+        name: version for name, version in COLAB.items() if name not in ("torch", "transformers", "peft")
+    }
+    assert COURSE.keys() <= pins.keys() | {"torch"}
 
 
 # the rooms
