@@ -1,0 +1,157 @@
+"""A private JupyterLab on loopback and a Chromium that uses it as a person would: menus, keys, mouse."""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SHOTS = ROOT / "build" / "screenshots"
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+)
+REQUIRED = os.environ.get("COURSE_NEEDS_BROWSER") == "1"  # set where a missing browser is a failure, not a skip
+QUIET = [
+    f"--{flag}"
+    for flag in (
+        "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update "
+        "disable-sync disable-dev-shm-usage"
+    ).split()
+]
+
+
+def pytest_collection_modifyitems(items):
+    here = [item for item in items if Path(__file__).parent in Path(item.fspath).parents]
+    if here and not CHROMIUM and not REQUIRED:
+        for item in here:
+            item.add_marker(pytest.mark.skip(reason="no Chromium on this machine: install chromium to run these"))
+
+
+@dataclass
+class Server:
+    url: str
+    token: str
+    folder: Path
+    log: Path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """JupyterLab over a copy of the notebooks, with settings, workspaces and runtime files of its own."""
+    home = tmp_path_factory.mktemp("jupyter")
+    folder, settings, log = home / "notebooks", home / "settings", home / "server.log"
+    shutil.copytree(ROOT / "notebooks", folder, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    for plugin, options in {
+        "notebook-extension/tracker": {"windowingMode": "none"},  # else cells out of sight are not in the page
+        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},  # else it asks
+    }.items():
+        path = settings / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(options))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(16)
+    private = {f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "RUNTIME")}
+    private |= {"JUPYTERLAB_SETTINGS_DIR": str(settings), "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", f"--port={port}"]
+    command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={token}"]
+    command += ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url=", "--ServerApp.port_retries=0"]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, env=os.environ | private, stdout=out, stderr=subprocess.STDOUT)
+    found = Server(f"http://127.0.0.1:{port}", token, folder, log)
+    try:
+        _wait_for(found, process)
+        yield found
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _wait_for(server, process, seconds=60):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"{server.url}/api/status?token={server.token}", timeout=2).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)  # between two polls of a state, not in place of one
+    raise RuntimeError(f"JupyterLab did not start:\n{server.log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    if not CHROMIUM:
+        pytest.fail("no Chromium, and COURSE_NEEDS_BROWSER=1 says that there must be one")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield chromium
+        chromium.close()
+
+
+class Notebook:
+    """One notebook in JupyterLab: run it, find its widgets, see what the page and the kernel complained of."""
+
+    def __init__(self, page, server, name):
+        self.page, self.folder, self.errors = page, server.folder, []
+        page.set_default_timeout(30_000)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
+        page.goto(f"{server.url}/lab/tree/{name}?token={server.token}&reset")
+        self.wait_for("app.shell.currentWidget?.sessionContext?.isReady")
+        self.wait_for("app.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'")
+
+    def wait_for(self, condition, seconds=60):
+        self.page.wait_for_function(
+            f"() => {{ const app = window.jupyterapp; return app && ({condition}); }}", timeout=1000 * seconds
+        )
+
+    def run_all(self, seconds=200):
+        """Run All from the menu, to the end; fails when a cell did."""
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        last = "[...app.shell.currentWidget.content.widgets].filter(c => c.model.type === 'code').at(-1).model"
+        self.wait_for(f"{last}.executionState === 'running' || {last}.executionCount !== null", seconds)
+        self.wait_for("app.shell.currentWidget.sessionContext.session.kernel.status === 'idle'", seconds)
+        assert self.page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']").count() == 0
+
+    def wait_for_text(self, part, text, seconds=15, where="[role=status]"):
+        """Until the widget `part` says `text`."""
+        part.locator(where).filter(has_text=text).first.wait_for(timeout=1000 * seconds)
+
+    def shot(self, name):
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=SHOTS / f"{name}.png")
+
+    def close(self):
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+
+
+@pytest.fixture
+def open_notebook(server, browser):
+    """open_notebook(name) as a context: a fresh page and a fresh kernel, shut down after it."""
+
+    @contextmanager
+    def opened(name):
+        context = browser.new_context(viewport={"width": 1280, "height": 1000})
+        book = Notebook(context.new_page(), server, name)
+        try:
+            yield book
+        finally:
+            book.close()
+            context.close()
+
+    return opened
