@@ -77,11 +77,9 @@ class Lab(widgets.VBox):
         self.prompt = widgets.Text(PROMPTS[task], description="prompt", **wide)
         self.folder = widgets.Text(str(folder), description="folder", **wide)
         self.controls["task"].observe(self._new_task, names="value")
-        self.buttons["Train"].on_click(lambda _: self.start())
-        self.buttons["Stop"].on_click(lambda _: self.stop())
-        self.buttons["Reset"].on_click(lambda _: self.reset())
-        self.buttons["Answer"].on_click(lambda _: self.answer())
-        self.buttons["Save"].on_click(lambda _: self.save())
+        acts = dict(Train=self.start, Stop=self.stop, Reset=self.reset, Answer=self.answer, Save=self.save)
+        for name, act in acts.items():
+            self.buttons[name].on_click(lambda _, act=act: act())
         self._say("ready: choose the settings and press Train")
         self._draw()
         super().__init__(
@@ -172,6 +170,7 @@ class Lab(widgets.VBox):
         if trial not in self.trials:  # reset meanwhile
             return
         trial.ended = "stopped" if self._asked else "done"
+        self._say(f"{trial.ended} after {len(trial.seconds)} steps")  # at once; to measure takes another moment
         if trial.at[-1] != len(trial.seconds):
             self._measure(trial, len(trial.seconds), task.heldout)
         self._draw()
