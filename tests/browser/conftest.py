@@ -158,11 +158,10 @@ class Notebook:
         self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        failed = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
         last = "[...app.shell.currentWidget.content.widgets].filter(c => c.model.type === 'code').at(-1).model"
-        self.wait_for(f'{last}.executionCount !== null || document.querySelector("{failed}")', seconds)
+        self.wait_for(f"{last}.executionCount !== null || window.kernelErrors.length", seconds)
         self.wait_for("app.shell.currentWidget.sessionContext.session.kernel.status === 'idle'", seconds)
-        assert not self.page.locator(failed).all_inner_texts()
+        assert not self.complaints()
 
     def wait_for_text(self, part, text, seconds=15, where="[role=status]"):
         """Until the widget `part` says `text`."""

@@ -44,14 +44,14 @@ def use_slider(book, part, label, first, last, times):
     """A slider of a picture by key, by a drag beyond either end, in a burst: text and picture follow and settle."""
     handle, track = labelled(part, label)
     name = f"{book.name} {label}: key press to picture"
-    for key in ("ArrowRight", "ArrowLeft") * 4:
+    for key in ("ArrowLeft", "ArrowRight") * 4:
         before, shown = said(part), picture(part)
         handle.focus()
         times(name, book.delay(part, "img", lambda key=key: book.page.keyboard.press(key)))
         changed(lambda: said(part), before)
         changed(lambda: picture(part), shown)
     wide = track.bounding_box()["width"]
-    for to, expected in ((2, last), (-1, first)):
+    for to, expected in ((-1, first), (2, last)):
         shown, knob = picture(part), handle.bounding_box()
         x, y = knob["x"] + knob["width"] / 2, knob["y"] + knob["height"] / 2
         book.page.mouse.move(x, y)
