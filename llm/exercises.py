@@ -85,7 +85,7 @@ def numbers(value) -> torch.Tensor | None:
     with suppress(TypeError, ValueError):
         if not isinstance(value, torch.Tensor | np.ndarray | np.generic | list | int | float):
             return None
-        tensor = value.detach().cpu() if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value, float))
+        tensor = value.cpu() if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value, float))
         return tensor.double().reshape(()) if tensor.numel() == 1 else tensor.double()
 
 

@@ -88,7 +88,7 @@ def _tensors(found, pairs):
 def check_merge(merge: Callable) -> str | None:
     """`merge(linear, A, B, scale)` returns a plain nn.Linear that carries the update; `linear` stays as it was."""
     misfit = "the shapes do not fit: a linear's weight is (out, in), and A @ B is (in, out)"
-    layers = []
+    layers, SAME = [], object()
 
     def weight(W, bias, A, B, scale):
         layer = nn.Linear(W.size(1), W.size(0), bias=bias is not None)
@@ -97,8 +97,7 @@ def check_merge(merge: Callable) -> str | None:
             layer.bias = nn.Parameter(bias, requires_grad=False)
         layers.append(merge(layer, A, B, scale))
         if layers[-1] is layer:
-            layers[-1] = None
-            return "the layer itself"
+            return SAME
         return layers[-1].weight if type(layers[-1]) is nn.Linear else layers[-1]
 
     shapes = ((6, 4, 2, True, 3.0), (5, 5, 3, False, 0.5), (4, 7, 2, True, 2.0))
@@ -112,7 +111,7 @@ def check_merge(merge: Callable) -> str | None:
         if "leaf" in str(error):
             return "`+=` on a weight that trains: put it under `with torch.no_grad():`, or write to `.weight.data`"
         return misfit if type(error) is RuntimeError else f"it stopped with {type(error).__name__}: {error}"
-    if isinstance(first, str):
+    if first is SAME:
         return "that is the given layer, changed: make a new one, for an embedding may share the old one's weight"
     if first is not None and layers[0] is first:
         kind = type(first).__name__

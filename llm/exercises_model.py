@@ -142,6 +142,8 @@ def _normed(train_norms, model, free):
         return "give the same model back at the end: `return model`"
     if not all(torch.equal(p, before[name]) for name, p in model.named_parameters()):
         return "a weight has changed its value: freezing only says what *will* be trained"
+    if not trains and not free:
+        return "of a model that comes frozen nothing trains: free the norms yourself, whatever was before"
     if not trains:
         return "nothing trains: freeze everything first, and free the norms after that"
     if stray := sorted(trains - norms):

@@ -72,7 +72,7 @@ def check_rank_for_budget(largest_rank: Callable) -> str | None:
         },
         invite="how many bytes does rank 1 take, for all shapes together?",
         wanted="one whole number",
-        otherwise="that is not the rank. One 100 x 150 matrix at rank 1 and 4 bytes takes 1 kB: in 8 kB fits rank 8",
+        otherwise="that is not the rank. One 100 x 150 matrix at rank 1 and 4 bytes takes 1 kB, so 8 kB hold rank 8",
     )
 
 
@@ -101,7 +101,7 @@ def check_alpha(convert_alpha: Callable) -> str | None:
             "the wrong way round: it leads from new to old": (
                 lambda alpha, r, old, new: alpha * scale(new, r) / scale(old, r)
             ),
-            "both conventions divide: the old one is undone by dividing, the new one by multiplying": (
+            "divided twice: divide by the old divisor to get the scale, then multiply by the new one": (
                 lambda alpha, r, old, new: alpha * scale(old, r) * scale(new, r)
             ),
             "old is not looked at: what is the scale now?": lambda alpha, r, old, new: alpha / scale(new, r),
