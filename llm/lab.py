@@ -5,7 +5,6 @@ Training runs on the kernel's own event loop and gives way after every step: Sto
 
 import asyncio
 import html
-import io
 import weakref
 from dataclasses import dataclass, field
 from functools import cache
@@ -215,9 +214,7 @@ class Lab(widgets.VBox):
 
     def _draw(self):
         self._figure = plots.trials([(t.at, t.heldout) for t in self.trials if t.at], self._figure)
-        buffer = io.BytesIO()
-        self._figure.savefig(buffer, format="png")
-        self.image.value = buffer.getvalue()
+        self.image.value = plots.png(self._figure)
         self.table.value = _table(self.trials)
 
 

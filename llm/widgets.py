@@ -6,7 +6,6 @@ Only what ipywidgets 7.7 and 8 share; a picture in an `Image`, never an `Output`
 """
 
 import html
-import io
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 import torch.nn as nn
 from matplotlib.figure import Figure
 
-from llm import charts, diagrams, matrices, spectra
+from llm import charts, diagrams, matrices, plots, spectra
 from llm.adapters import AdapterError, load_adapter
 from llm.audit import Row, audit_model
 from llm.lora import apply_lora, remove_lora
@@ -52,10 +51,8 @@ class Explorer(widgets.VBox):
     def refresh(self, _change: Any = None) -> None:
         found = self._numbers(**{name: control.value for name, control in self.controls.items()})
         self._figure = self._draw(found, self._figure)
-        buffer = io.BytesIO()
-        self._figure.savefig(buffer, format="png")
         self.text.value = _spoken(self._describe(found))
-        self.image.value = buffer.getvalue()
+        self.image.value = plots.png(self._figure)
 
     def __repr__(self) -> str:  # what a reader without a kernel sees in its place
         return "(an interactive picture: run this cell to move it)"

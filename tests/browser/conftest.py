@@ -152,7 +152,7 @@ class Notebook:
             f"() => {{ const app = window.jupyterapp; return app && ({condition}); }}", timeout=1000 * seconds
         )
 
-    def run_all(self, seconds=200):
+    def run_all(self, seconds=400):
         """Run All from the menu, to the end; fails when a cell did."""
         # stored outputs bring their execution counts along: without them a count says that a cell has run just now
         self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
