@@ -4,6 +4,7 @@ One colour is one method in every notebook (Okabe and Ito's palette, which colou
 """
 
 import io
+import threading
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -18,6 +19,8 @@ COLOURS = {
     "control": "#999999",  # noise, chance, the wrong way round
     "other": "#CC79A7",  # a further arm of a comparison
 }
+# matplotlib knows one thread only, and JupyterLab calls widgets back on several (kernel subshells, since ipykernel 7)
+DRAWING = threading.RLock()
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,

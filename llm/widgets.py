@@ -6,6 +6,7 @@ Only what ipywidgets 7.7 and 8 share; a picture in an `Image`, never an `Output`
 """
 
 import html
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,10 +50,11 @@ class Explorer(widgets.VBox):
         super().__init__([*above, *row, self.text, self.image])
 
     def refresh(self, _change: Any = None) -> None:
-        found = self._numbers(**{name: control.value for name, control in self.controls.items()})
-        self._figure = self._draw(found, self._figure)
-        self.text.value = _spoken(self._describe(found))
-        self.image.value = plots.png(self._figure)
+        with plots.DRAWING:  # whoever comes last finds the values as they are then
+            found = self._numbers(**{name: control.value for name, control in self.controls.items()})
+            self._figure = self._draw(found, self._figure)
+            self.text.value = _spoken(self._describe(found))
+            self.image.value = plots.png(self._figure)
 
     def __repr__(self) -> str:  # what a reader without a kernel sees in its place
         return "(an interactive picture: run this cell to move it)"
@@ -188,7 +190,7 @@ class Voices(widgets.VBox):
     BASE = "no adapter"
 
     def __init__(self, model: GPT, folders: dict[str, Path], prompt: str):
-        self._model, self._folders, self._heard = model, folders, {}
+        self._model, self._folders, self._heard, self._lock = model, folders, {}, threading.RLock()
         self.choice = widgets.Dropdown(options=[self.BASE, *folders], description="adapter")
         self.prompt = widgets.Text(
             prompt, description="prompt", continuous_update=False, layout=widgets.Layout(width="640px")
@@ -200,27 +202,31 @@ class Voices(widgets.VBox):
         super().__init__([self.choice, self.prompt, self.text, self.answers])
 
     def _new_prompt(self, _change: Any) -> None:
-        self._heard.clear()
-        self.answer()
+        with self._lock:
+            self._heard.clear()
+            self.answer()
 
     def answer(self, _change: Any = None) -> None:
         """Swap to the chosen adapter and let it go on from the prompt, unless it has done so already."""
-        name, prompt = self.choice.value, self.prompt.value.strip()
+        with self._lock:
+            self._answer(self.choice.value, self.prompt.value.strip())
+
+    def _answer(self, name, prompt):
         if not prompt:
             self.text.value, self.answers.value = _spoken("the prompt is empty: type a few words"), ""
             return
+        began = time.perf_counter()
         try:
-            began = time.perf_counter()
             if name == self.BASE:
                 remove_lora(self._model)
             else:
                 load_adapter(self._model, self._folders[name])
-            swapped = time.perf_counter()
-            if name not in self._heard:
-                self._heard[name] = go_on(self._model, "shakespeare", prompt)
         except AdapterError as error:
             self.text.value = _spoken(str(error))
             return
+        swapped = time.perf_counter()
+        if name not in self._heard:
+            self._heard[name] = go_on(self._model, "shakespeare", prompt)
         done = time.perf_counter()
         self.text.value = _spoken(
             f"{name}: swapped in {1000 * (swapped - began):.1f} ms, answered in {done - swapped:.1f} s"

@@ -1,12 +1,15 @@
 """The widgets, driven as a hand would: a control moves, and text and picture follow."""
 
 import io
+import threading
+import time
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
 from matplotlib.figure import Figure
 
+from llm import widgets
 from llm.adapters import save_adapter
 from llm.lora import apply_lora, lora_layers
 from llm.matrices import noise
@@ -160,3 +163,53 @@ def test_an_empty_prompt_and_a_broken_adapter_get_a_sentence_and_the_explorer_go
     assert "is damaged" in voices.text.value
     voices.choice.value = "<b>code</b>"
     assert "swapped in" in voices.text.value
+
+
+def together(*acts, times=12):
+    """Each act in a thread of its own, as JupyterLab's subshells call widgets back; what any of them raised."""
+    raised = []
+
+    def repeat(act):
+        try:
+            for i in range(times):
+                act(i)
+        except Exception as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=repeat, args=(act,)) for act in acts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return raised
+
+
+def test_callbacks_on_several_threads_leave_text_and_picture_as_the_last_values_have_them():
+    explorer, fresh = layer_explorer(), layer_explorer()
+
+    def move(name, first):
+        return lambda i: setattr(explorer.controls[name], "value", first + i % 4)
+
+    assert not together(move("r", 5), move("alpha", 3), lambda i: explorer.refresh())
+    for name in ("r", "alpha"):
+        fresh.controls[name].value = explorer.controls[name].value
+    assert explorer.text.value == fresh.text.value and explorer.image.value == fresh.image.value
+
+
+def test_voices_on_several_threads_each_answer_with_their_own_adapter(voices, monkeypatch):
+    def factors(model):
+        return [layer.B.clone() for layer in lora_layers(model).values()]
+
+    def slowly(model, _task, prompt):
+        before = factors(model)
+        time.sleep(0.02)  # long enough for another thread to swap, if it could
+        assert all(torch.equal(t, u) for t, u in zip(before, factors(model), strict=True))
+        return prompt
+
+    monkeypatch.setattr(widgets, "go_on", slowly)
+    voices._heard.clear()
+
+    def ask(name):
+        return lambda i: (setattr(voices.choice, "value", name), voices._heard.clear(), voices.answer())
+
+    assert not together(*map(ask, voices.choice.options), times=4)
