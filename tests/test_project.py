@@ -39,8 +39,8 @@ COLAB = {
     "ipython": "7.34.0",
 }
 # ground floor first: a file imports only what stands before it
-ROOMS = """lora tokenizer loss model files corpora records training pretrained tasks spectra matrices adapter_files adapters
-sweep plots diagrams charts curves widgets lab exercises colab __main__""".split()
+ROOMS = """lora tokenizer loss model files corpora records training pretrained tasks spectra matrices adapter_config adapter_files
+adapters sweep plots diagrams charts curves widgets lab exercises colab __main__""".split()
 
 
 def requirements(lines):
