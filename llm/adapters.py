@@ -4,19 +4,17 @@ The folder is PEFT's own format (`adapter_files`): ours open in PEFT, PEFT's LoR
 a wrong base, a wrong alpha and missing layers; here each is one sentence, and the model is as it was.
 """
 
-import hashlib
 import math
 import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
-import torch
 import torch.nn as nn
 
 from llm.adapter_config import AdapterError, suffixes, targeted
 from llm.adapter_files import CONFIG, TENSORS, Adapter, finite, read_adapter, write_adapter
+from llm.fingerprints import fingerprint, known_fingerprint
 from llm.lora import SCALING, LoraLinear, lora_layers
 
 __all__ = ["AdapterError", "AdapterInfo", "fingerprint", "inspect_adapter", "load_adapter", "save_adapter"]
@@ -54,65 +52,6 @@ class AdapterInfo:
                 f"base {self.fingerprint or 'not named'}",
             )
         )
-
-
-def fingerprint(model: nn.Module) -> str:
-    """16 hex digits that tell one base from another; the same with and without LoRA layers.
-
-    Every parameter counts by name, shape and about a thousand evenly spread values: training or merging moves nearly
-    all of them, and to read all 13.7 M would cost more than a swap. Values are rounded to bfloat16, so that weights
-    shipped in fp16 have one fingerprint in fp16, fp32 and bf16.
-    """
-    return _fingerprint(_base_parameters(_parameters(model), lora_layers(model)))
-
-
-def _fingerprint(parameters):
-    digest, samples = hashlib.sha256(), []
-    for name, p in parameters:
-        digest.update(f"{name}{tuple(p.shape)}".encode())
-        # an odd stride: an even one would meet the same few columns of a matrix again and again
-        samples.append(p.detach().reshape(-1)[:: (p.numel() // 1024) | 1])
-    if samples:  # rounded in one go: cat takes the widest dtype, in which each value is what it was
-        digest.update(torch.cat(samples).to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _parameters(model):
-    """By name, a tied one under each of its names."""
-    return dict(model.named_parameters(remove_duplicate=False))
-
-
-def _base_parameters(parameters, layers):
-    """[(name, parameter)] in the order of names, as the unwrapped model has them."""
-    found = {}
-    for name, p in parameters.items():
-        owner, _, leaf = name.rpartition(".")
-        outer = owner.removesuffix(".base")
-        if outer in layers and owner != outer:
-            found[f"{outer}.{leaf}"] = p
-        elif owner not in layers:  # else it is A or B
-            found[name] = p
-    return sorted(found.items())
-
-
-def _own_fingerprint(model, parameters):
-    """The fingerprint, from memory where no parameter has changed since: a third of a swap's time.
-
-    Assigning a parameter changes its id or its address, and writing into it counts `_version` up. What slips past
-    both, a write through `.data` or NumPy, shows in four values of each parameter, unless it leaves nearly all alone;
-    and such a write would most likely have left the fingerprint as it was, too.
-    """
-    if any(p.is_inference() for _, p in parameters):  # these count no versions
-        return _fingerprint(parameters)
-    marks = [(name, id(p), p.data_ptr(), p._version, p.shape, p.dtype) for name, p in parameters]
-    values = torch.cat([p.detach().reshape(-1)[:: p.numel() // 4 + 1] for _, p in parameters])
-    known = _KNOWN.get(model)
-    if known is None or known[0] != marks or not torch.equal(known[1], values):
-        known = _KNOWN[model] = (marks, values, _fingerprint(parameters))
-    return known[2]
-
-
-_KNOWN = WeakKeyDictionary()
 
 
 def save_adapter(model: nn.Module, folder: str | Path) -> None:
@@ -156,9 +95,8 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     modules = dict(model.named_modules())
     layers = {path: m for path, m in modules.items() if isinstance(m, LoraLinear)}
     linears = _linears(modules, layers)
-    parameters = _parameters(model)
-    own = _own_fingerprint(model, _base_parameters(parameters, layers))
-    _check_fit(adapter, own, modules, linears, folder)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    _check_fit(adapter, known_fingerprint(model, parameters, layers), modules, linears, folder)
     if layers and {path: layer.r for path, layer in layers.items()} != {p: r for p, (r, _) in adapter.layers.items()}:
         raise AdapterError("the model carries LoRA layers of another rank or place: call remove_lora(model) first")
     factors = {}

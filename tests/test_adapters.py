@@ -1,6 +1,7 @@
 """Adapters on disk: parity with PEFT both ways, every damage refused in one sentence, no save half done."""
 
 import errno
+import gc
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import shutil
 import statistics
 import time
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from llm import fingerprints
 from llm.adapter_files import CONFIG, STAGED, TENSORS
 from llm.adapters import AdapterError, fingerprint, inspect_adapter, load_adapter, save_adapter
 from llm.lora import apply_lora, lora_disabled, lora_layers, merge_lora, remove_lora
@@ -324,6 +327,82 @@ def test_an_adapter_for_another_base_is_refused(tmp_path):
     assert_refused(tmp_path / "a", "another base", tuned(model=base(seed=1)))
 
 
+def _merge_tracked(p):
+    with torch.no_grad():
+        p += 1e-2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+
+
+def _merge_one_value(p):
+    with torch.no_grad():
+        p.view(-1)[:: (p.numel() // 1024) | 1][7] += 1.0  # one that the fingerprint reads, and that alone
+
+
+def _merge_untracked(p):
+    p.data += 1e-2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+
+
+def _write_through_numpy(p):
+    p.detach().numpy()[...] *= 1.02
+
+
+def _assign_data(p):
+    p.data = p.data * 1.02
+
+
+MOVES = [_merge_tracked, _merge_one_value, _merge_untracked, _write_through_numpy, _assign_data]
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("name", ["transformer.h.1.mlp.c_fc.base.weight", "transformer.wte.weight"])
+def test_a_base_that_has_moved_since_the_last_swap_is_another_base(tmp_path, move, name):
+    save_adapter(tuned(), tmp_path / "a")
+    model = load_adapter(base(), tmp_path / "a")
+    load_adapter(model, tmp_path / "a")
+    p = model.get_parameter(name)
+    before = p.detach().clone()
+    move(p)
+    assert_refused(tmp_path / "a", "another base", model)
+    p.data = before
+    load_adapter(model, tmp_path / "a")  # and it is the same one again
+
+
+def test_a_base_whose_weights_were_loaded_or_replaced_since_the_last_swap_is_another_base(tmp_path):
+    save_adapter(tuned(), tmp_path / "a")
+    for change in (
+        lambda model: model.load_state_dict({k: v * 1.02 for k, v in model.state_dict().items()}),
+        lambda model: setattr(model.transformer.ln_f, "weight", torch.nn.Parameter(torch.full((16,), 1.02))),
+        lambda model: setattr(model.transformer.h[0].attn.c_attn.base, "bias", torch.nn.Parameter(torch.ones(48))),
+    ):
+        model = load_adapter(base(), tmp_path / "a")
+        load_adapter(model, tmp_path / "a")
+        change(model)
+        assert_refused(tmp_path / "a", "another base", model)
+
+
+def test_a_model_made_in_inference_mode_is_told_from_another_too(tmp_path):
+    save_adapter(tuned(), tmp_path / "a")
+    with torch.inference_mode():
+        model = base()
+        load_adapter(model, tmp_path / "a")
+        torch.testing.assert_close(model(IDX), tuned()(IDX))
+        model.transformer.wte.weight.mul_(1.02)
+        with pytest.raises(AdapterError, match="another base"):
+            load_adapter(model, tmp_path / "a")
+
+
+def test_a_swap_does_not_read_a_base_that_has_not_moved(tmp_path, monkeypatch):
+    save_adapter(tuned(), tmp_path / "a")
+    model, calls, real = base(), [], fingerprints._digits
+    monkeypatch.setattr(fingerprints, "_digits", lambda found: calls.append(1) or real(found))
+    for _ in range(3):
+        load_adapter(model, tmp_path / "a")
+    assert len(calls) == 1
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None, "what is remembered of a model must not keep it"
+
+
 # damage: each in one sentence, nothing touched
 
 
@@ -511,6 +590,14 @@ HOSTILE = {
 def test_a_tensors_file_that_is_damaged_or_hostile_is_refused(folder, case):
     (folder / TENSORS).write_bytes(HOSTILE[case])
     assert_refused(folder, "damaged")
+
+
+def test_a_tensors_file_whose_metadata_is_null_says_nothing_of_its_base_and_loads(folder):
+    whole = (folder / TENSORS).read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    header = json.dumps(json.loads(whole[8 : 8 + size]) | {"__metadata__": None}).encode()
+    (folder / TENSORS).write_bytes(_header(header) + whole[8 + size :])
+    assert torch.equal(answer_of(folder), tuned()(IDX)) and inspect_adapter(folder).fingerprint is None
 
 
 def test_a_tensors_file_cut_anywhere_is_refused(tmp_path):

@@ -40,7 +40,7 @@ COLAB = {
 }
 # ground floor first: a file imports only what stands before it
 ROOMS = """lora tokenizer loss model files corpora records training pretrained tasks spectra matrices adapter_config adapter_files
-adapters sweep plots diagrams charts curves widgets lab exercises colab __main__""".split()
+fingerprints adapters sweep plots diagrams charts curves widgets lab exercises colab __main__""".split()
 
 
 def requirements(lines):
