@@ -149,14 +149,14 @@ def read_settings(config: dict, path: Path) -> Settings:
     name = "LoftQ" if start == "loftq" else "a start that is not known here"
     do = "train again with init_lora_weights=True"
     must(start in STARTS, "init_lora_weights", f"{name} may have changed the base weights", do)
-    for key in sorted(k for k, v in config.items() if v and k not in READ | IGNORED):
-        what = f"{REFUSED.get(key, 'this option')} is not supported here"
-        paths = "write the full paths of the layers into target_modules instead, and empty this"
-        must(False, key, what, paths if key in BY_PATH else ELSEWHERE + "without it")
     r, alpha, targets = (config.get(key) for key in ("r", "lora_alpha", "target_modules"))
     must(_rank(r), "r", "the rank is a whole number from 1 up")
     must(_alpha(alpha), "lora_alpha", "alpha is a finite number")
     must(type(config.get("use_rslora", False)) is bool, "use_rslora", "it is true or false")
+    for key in sorted(k for k, v in config.items() if v and k not in READ | IGNORED):
+        what = f"{REFUSED.get(key, 'this option')} is not supported here"
+        paths = "write the full paths of the layers into target_modules instead, and empty this"
+        must(False, key, what, paths if key in BY_PATH else ELSEWHERE + "without it")
     if isinstance(targets, str):
         must(_calm(targets), "target_modules", "a pattern must be valid and simple")
     else:

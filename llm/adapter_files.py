@@ -133,8 +133,7 @@ def read_adapter(folder: Path) -> Adapter:
             "undo the edit, or save the adapter again"
         )
     layers = settings.of(_paths(header.keys(), path))
-    sound = _sound(header, data)
-    factors = {layer: _pair(header, data, layer, r, sound, path) for layer, (r, _) in layers.items()}
+    factors = {layer: _pair(header, data, layer, r, path) for layer, (r, _) in layers.items()}
     return Adapter(layers, settings.scaling, settings.targets, factors, metadata.get("base_fingerprint"))
 
 
@@ -176,14 +175,8 @@ def _paths(keys, path):
     return layers
 
 
-def _sound(header, data):
-    """Whether all values are finite, in one look where all have one dtype; else False, and each tensor is looked at."""
-    kinds = {DTYPES.get(entry["dtype"]) for entry in header.values()}
-    return len(kinds) == 1 and None not in kinds and len(data) > 0 and finite(torch.frombuffer(data, dtype=kinds.pop()))
-
-
-def _pair(header, data, layer, r, sound, path):
-    """A and B of a layer of rank r, or AdapterError for a wrong shape or dtype or, unless all are sound, a value."""
+def _pair(header, data, layer, r, path):
+    """A and B of a layer of rank r; dtypes and shapes are checked before values are read."""
     pair = []
     for name, axis in (("A", 0), ("B", 1)):
         key = KEY.format(layer, name)
@@ -195,7 +188,7 @@ def _pair(header, data, layer, r, sound, path):
         kind = DTYPES[dtype]
         count = shape[0] * shape[1]
         tensor = torch.frombuffer(data, dtype=kind, offset=start, count=count) if count else torch.empty(0, dtype=kind)
-        if not (sound or finite(tensor)):
+        if not finite(tensor):
             raise AdapterError(f"{path}: {key[:120]!r} holds NaN or infinity: train again at a lower rate, or {AGAIN}")
         pair.append(tensor.view(shape))
     return tuple(pair)
