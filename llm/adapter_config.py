@@ -154,7 +154,7 @@ def read_settings(config: dict, path: Path) -> Settings:
     must(_alpha(alpha), "lora_alpha", "alpha is a finite number")
     must(type(config.get("use_rslora", False)) is bool, "use_rslora", "it is true or false")
     for key in sorted(k for k, v in config.items() if v and k not in READ | IGNORED):
-        what = f"{REFUSED.get(key, 'this option')} is not supported here"
+        what = f"there is no support here for {REFUSED.get(key, 'this option')}"
         paths = "write the full paths of the layers into target_modules instead, and empty this"
         must(False, key, what, paths if key in BY_PATH else ELSEWHERE + "without it")
     if isinstance(targets, str):

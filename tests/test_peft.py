@@ -326,10 +326,13 @@ def made(folder, model=None, **options):
 
 
 MADE = {
-    "DoRA": (dict(use_dora=True), "use_dora=True, but DoRA, .* not supported here: open it in PEFT.* without it"),
+    "DoRA": (
+        dict(use_dora=True),
+        "use_dora=True, but there is no support here for DoRA, which .*: open it in PEFT.* without it",
+    ),
     "whole layers": (dict(modules_to_save=["lm_head"]), "modules_to_save=.*whole layers of the base"),
     "token embeddings": (dict(trainable_token_indices=[1, 2]), "trainable_token_indices=.*embeddings of single tokens"),
-    "a bias beside B": (dict(lora_bias=True), "lora_bias=True, but a bias beside B"),
+    "a bias beside B": (dict(lora_bias=True), "lora_bias=True, but .* a bias beside B: open it in PEFT"),
     "the base's biases": (dict(bias="lora_only"), "bias='lora_only', but biases of the base"),
     "some blocks": (dict(layers_to_transform=[1]), "layers_to_transform.*full paths of the layers into target_modules"),
     "exceptions": (dict(exclude_modules=["0.self_attn.q_proj"]), "exclude_modules=.*into target_modules instead"),
@@ -367,7 +370,10 @@ CLAIMED = {
     "MonteCLoRA": (dict(monteclora_config={"x": 1}), "MonteCLoRA"),
     "VeLoRA": (dict(velora_config={"scale": 1.0}), "VeLoRA"),
     "Megatron": (dict(megatron_config={"x": 1}), "Megatron"),
-    "an option of tomorrow": (dict(use_whatever=True), "use_whatever=True, but this option is not supported here"),
+    "an option of tomorrow": (
+        dict(use_whatever=True),
+        "use_whatever=True, but there is no support here for this option: open it",
+    ),
 }
 
 
