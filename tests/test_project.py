@@ -39,7 +39,8 @@ COLAB = {
     "ipython": "7.34.0",
 }
 # ground floor first: a file imports only what stands before it
-ROOMS = """lora tokenizer loss model files corpora records training pretrained tasks spectra matrices adapter_files adapters
+ROOMS = """lora tokenizer loss gpt2 model hf files corpora records training pretrained bases tasks spectra matrices adapter_files
+adapters
 sweep plots diagrams charts curves widgets lab exercises colab __main__""".split()
 
 
@@ -84,7 +85,9 @@ def test_no_requirement_has_an_upper_end_that_would_age():
 
 
 def test_all_that_the_package_imports_is_required_and_what_only_some_need_is_imported_where_it_is_used():
-    real = requirements(PROJECT["optional-dependencies"]["real"]).keys() | {"huggingface_hub"}  # comes with transformers
+    real = requirements(PROJECT["optional-dependencies"]["real"]).keys() | {
+        "huggingface_hub"
+    }  # comes with transformers
     for path in FILES:
         top_level = set(imported(path, ast.parse(path.read_text(encoding="utf-8")).body))
         for module in imported(path):
