@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,8 +44,10 @@ def checks() -> Iterator[Check]:
     yield from (_package(line, REAL, 'make real, or pip install -e ".[real]"') for line in extras["real"])
     yield _look("tokenizer", COURSE, _tokenizer)
     yield _look("base model", COURSE, _base)
-    for name, source in tomllib.loads((ROOT / "data" / "sources.toml").read_text(encoding="utf-8")).items():
-        yield _look(f"corpus {name}", COURSE, lambda name=name, source=source: _corpus(name, source))
+    declared = tomllib.loads((ROOT / "data" / "sources.toml").read_text(encoding="utf-8"))
+    for name in [name for name in declared if name != "models"]:
+        yield _look(f"corpus {name}", COURSE, partial(_corpus, name, declared[name]["file"]))
+    yield _look("model smollm2", REAL, _smollm2)
 
 
 def machine() -> dict[str, str]:
@@ -114,10 +117,17 @@ def _base():
     return f"your own {pretrained.CHECKPOINT}" if pretrained.CHECKPOINT.is_file() else "the one that ships"
 
 
-def _corpus(name, source):
+def _corpus(name, file):
     from llm import corpora
 
-    path = corpora.CACHE / source["file"]
-    if not path.is_file():
+    if not (corpora.CACHE / file).is_file():
         raise FileNotFoundError("not fetched yet: python -m llm fetch")
     return f"{corpora.fetch(name).stat().st_size / 1e6:.1f} MB"
+
+
+def _smollm2():
+    from llm import bases
+
+    if not bases.smollm2_folder().is_dir():
+        raise FileNotFoundError("not fetched yet: make real, or python -m llm fetch --real")
+    return f"{sum(path.stat().st_size for path in bases.smollm2_folder().iterdir()) / 1e6:.1f} MB"

@@ -40,8 +40,8 @@ COLAB = {
 }
 # ground floor first: a file imports only what stands before it
 ROOMS = """lora tokenizer loss gpt2 model hf files corpora records training pretrained bases tasks spectra matrices adapter_files
-adapters
-sweep plots diagrams charts curves widgets lab exercises colab __main__""".split()
+adapters settings datasets distributed finetune sweep plots diagrams charts curves widgets lab exercises colab doctor
+console commands __main__""".split()
 
 
 def requirements(lines):
