@@ -6,6 +6,7 @@ optimizer state, step. What is random at a step depends on (seed, step, process)
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
@@ -190,9 +191,11 @@ def _read(out):
         why = "the run in it is through" if (out / CONFIG).exists() else "no run was begun there"
         raise RunError(f"there is nothing to resume in {out} ({why}): leave --resume out and choose an --out")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch itself checks no checksum
+            sound = archive.testzip() is None
         state = torch.load(path, map_location="cpu", weights_only=True)
         types = dict(settings=dict, digests=dict, step=int, factors=dict, optimizer=dict)
-        sound = state.keys() == types.keys() and all(type(state[key]) is kind for key, kind in types.items())
+        sound = sound and state.keys() == types.keys() and all(type(state[key]) is kind for key, kind in types.items())
         sound = sound and state["settings"].keys() == {field.name for field in fields(Settings)}
         sound = sound and state["digests"].keys() == {"data", "base"} and 0 <= state["step"]
     except Exception:  # torch raises half a dozen kinds here
