@@ -4,6 +4,7 @@ import json
 import pickle
 import zipfile
 from dataclasses import asdict, replace
+from itertools import count
 
 import pytest
 import torch
@@ -164,28 +165,36 @@ def test_a_checkpoint_is_made_at_once_then_every_so_many_steps_and_at_the_stop(s
     assert saved == [0, 2, 4, 5]
 
 
-@pytest.mark.parametrize("when", ["before the step counts", "between the two files", "in the adapter"])
+def dies(work, at):
+    """`work`, but its call number `at` is the end of the process."""
+    calls = count(1)
+
+    def die(*args):
+        if next(calls) == at:
+            raise SystemExit
+        return work(*args)
+
+    return die
+
+
+KILLS = {"before the checkpoint": 2, "between the two files": 4, "between the adapter's two files": 4}
+
+
+@pytest.mark.parametrize("when", KILLS)
 def test_a_kill_at_any_time_leaves_the_last_checkpoint_whole(settings, tmp_path, monkeypatch, when):
     go(begin(settings, tmp_path / "whole"))
     run = begin(settings, tmp_path / "killed")
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
         for step in run.steps(every=2):
-            if step.index == 2:  # the checkpoint of step 2 is made, that of step 4 is next
-                if when == "before the step counts":
-                    raise SystemExit
-                where = (finetune, "save_adapter") if when == "between the two files" else (files.os, "replace")
-                count = [0]
-
-                def die(*args, count=count, go_on=getattr(*where)):
-                    count[0] += 1
-                    if where[1] == "replace" and count[0] < 3:
-                        return go_on(*args)
-                    raise SystemExit
-
-                patched.setattr(*where, die)
+            if step.index == 2 and when == "before the checkpoint":
+                raise SystemExit
+            if step.index == 2 and when == "between the two files":
+                patched.setattr(finetune, "save_adapter", dies(finetune.save_adapter, 1))
+            if step.index == 2 and when == "between the adapter's two files":
+                patched.setattr(files.os, "replace", dies(files.os.replace, 3))
     inspect_adapter(tmp_path / "killed")
     run = resume(tmp_path / "killed")
-    assert run.done == (2 if when == "before the step counts" else 4)
+    assert run.done == KILLS[when]
     go(run)
     assert same(tmp_path / "whole", tmp_path / "killed")
 
