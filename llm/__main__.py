@@ -48,8 +48,7 @@ def fetch(real: Annotated[bool, Option("--real", help="the model of notebook 07 
         corpus = corpora.load(name)
         print(f"{name:12} {len(corpus.train):9,} tokens to train on, {len(corpus.heldout):7,} held out")
     if real:
-        path = bases.fetch_smollm2()
-        print(f"{'smollm2':12} {path.stat().st_size:,} bytes")
+        print(f"{'smollm2':12} in {bases.fetch_smollm2()}")
 
 
 @app.command()

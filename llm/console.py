@@ -55,6 +55,8 @@ class Commands(TyperGroup):
                 raise
             raise fail(f"{error.name} is missing: `python -m llm doctor` says how to get it") from None
         except Exception as error:
+            if type(error).__module__.partition(".")[0] in ("typer", "click"):
+                raise  # usage, or an exit
             said = sentence(error)
             if said is None:
                 raise
