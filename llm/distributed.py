@@ -130,4 +130,7 @@ def guarded(work: Callable, *args) -> object:
         lost = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
         if not lost:
             raise
-        raise PeerError("another process of this run has ended or cannot be reached") from None
+        raise PeerError(
+            "another process of this run has ended or cannot be reached: look at what it said, then start all of them "
+            "again, with --resume from the last checkpoint"
+        ) from None
