@@ -51,7 +51,7 @@ def finetune(
     scaling: Annotated[Scaling, Option(metavar="RULE", help="alpha, alpha/r or alpha/sqrt(r)")] = Scaling.alpha_r,
     targets: Annotated[str, Option(metavar="NAMES", help="all, attention, mlp, or layers: a,b")] = "all",
     steps: number("optimizer steps") = 100,
-    lr: number("peak learning rate", float, "X") = 1e-2,
+    lr: Annotated[float | None, Option(metavar="X", help="peak learning rate: 0.01, real models 0.001")] = None,
     rows: number("rows of a batch") = 16,
     block: Annotated[int | None, Option(metavar="N", help="tokens of a row, at most")] = None,
     seed: number("same seed, same adapter") = 0,

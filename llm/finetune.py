@@ -23,8 +23,10 @@ from llm.corpora import CorpusError
 from llm.datasets import Dataset
 from llm.distributed import ALONE, Group, guarded
 from llm.lora import apply_lora, lora_layers
+from llm.model import GPTConfig
 from llm.pretrained import BaseError
 from llm.settings import Settings, dtype_of, targets_of
+from llm.tasks import ARMS
 from llm.training import Step, evaluate, make_optimizer, train
 
 RESUME, REPORT = "resume.pt", "run.json"
@@ -144,6 +146,9 @@ def _prepare(settings, out, device, group):
     base = bases.load(settings.base, dtype_of(settings.dtype), device)
     data = datasets.load_dataset(settings.data, base.tokenizer, base.context, settings.block)
     digests = {"data": data.digest, "base": fingerprint(base.model)}
+    if settings.lr is None:
+        small = getattr(base.model, "config", None) == GPTConfig()
+        settings = replace(settings, lr=ARMS["lora"].lr if small else 1e-3)  # a larger model wants a lower rate
     torch.manual_seed(settings.seed)
     apply_lora(base.model, settings.rank, settings.alpha, settings.scaling, targets_of(settings.targets))
     return Run(settings, out, base, data, make_optimizer(base.model, settings.lr), group, digests)

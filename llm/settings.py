@@ -16,7 +16,7 @@ class Settings:
     """A run in full: the same settings, text and base on the same machine give the same adapter, bit for bit.
 
     targets: "all", "attention", "mlp", or names of linear layers with commas between them. rows: of a batch, in all
-    processes together. block: see `load_dataset`.
+    processes together. block: see `load_dataset`. lr: None is 1e-2 for the course's model, 1e-3 for any other.
     """
 
     data: str
@@ -26,7 +26,7 @@ class Settings:
     scaling: str = "alpha/r"
     targets: str = "all"
     steps: int = 100
-    lr: float = 1e-2
+    lr: float | None = None
     rows: int = 16
     block: int | None = None
     seed: int = 0
@@ -36,7 +36,7 @@ class Settings:
         """Raises ValueError with one sentence for the first setting that makes no sense."""
         for name in ("steps", "rows", "lr", "alpha"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"--{name} {value:g} makes no sense: give a number above 0")
         dtype_of(self.dtype)
         if not 0 <= self.seed < 2**31:

@@ -16,6 +16,7 @@ from llm.adapters import fingerprint, inspect_adapter, load_adapter
 from llm.finetune import RESUME, RunError, begin, read_report, resume
 from llm.lora import lora_layers
 from llm.settings import Settings, targets_of
+from llm.tasks import ARMS
 from llm.training import TrainingError, evaluate
 
 TEXT = "The cat sat on the mat, and the dog sat on the log. " * 40
@@ -30,7 +31,7 @@ def text(tmp_path):
 
 @pytest.fixture
 def settings(text, dropping):
-    return Settings(text, dropping, rank=2, alpha=4.0, steps=6, rows=3, block=8, seed=5)
+    return Settings(text, dropping, rank=2, alpha=4.0, steps=6, rows=3, block=8, seed=5, lr=1e-3)
 
 
 def adapter(folder):
@@ -91,7 +92,7 @@ def test_the_same_settings_give_the_same_adapter_and_another_seed_another(settin
 
 def test_the_report_says_what_the_adapter_was_made_with(settings, tmp_path):
     go(begin(settings, tmp_path / "out"))
-    assert read_report(tmp_path / "out") == asdict(settings) | dict(done=6, completes=False)
+    assert read_report(tmp_path / "out") == asdict(settings) | dict(lr=1e-3, done=6, completes=False)
     for spoilt in ("", "[]", '{"base": 7}', "[" * 100_000):
         (tmp_path / "out" / "run.json").write_text(spoilt)
         assert read_report(tmp_path / "out") == {}
@@ -114,6 +115,16 @@ def test_targets_are_parts_of_a_block_or_names_in_gpt2_and_llama_alike():
 def test_a_run_wraps_its_targets(settings, tmp_path, said, count):
     run = begin(replace(settings, targets=said), tmp_path / "out")
     assert len(lora_layers(run.base.model)) == count
+
+
+def test_the_rate_is_the_courses_for_its_own_model_and_lower_for_another_and_a_resumed_run_keeps_it(
+    text, tiny, tmp_path
+):
+    assert begin(Settings(text, "course"), tmp_path / "a").settings.lr == ARMS["lora"].lr == 1e-2
+    run = begin(Settings(text, tiny, block=8), tmp_path / "b")
+    go(run, until=1)
+    assert run.settings.lr == 1e-3 == resume(tmp_path / "b").settings.lr == run.optimizer.param_groups[0]["peak_lr"]
+    assert begin(Settings(text, tiny, lr=0.3, block=8), tmp_path / "c").settings.lr == 0.3
 
 
 # going on
