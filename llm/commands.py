@@ -63,7 +63,7 @@ def finetune(
 ):
     """Fine-tune on DATA: speeches, shakespeare, python, records, .txt or .jsonl.
 
-    Example: python -m llm finetune shakespeare --steps 200 --out adapters/bard
+    Example: python -m llm finetune records --steps 150 --out adapters/records
     """
     from dataclasses import fields
 
@@ -74,7 +74,7 @@ def finetune(
     from llm.training import TrainingError
 
     if not resume and data is None:
-        raise typer.BadParameter("give DATA, the text to train on, as in `python -m llm finetune shakespeare`")
+        raise typer.BadParameter("give DATA, the text to train on, as in `python -m llm finetune records`")
     said = ctx.params | dict(scaling=scaling.value)
     settings = {field.name: said[field.name] for field in fields(Settings)}
     given = {k: v for k, v in settings.items() if ctx.get_parameter_source(k).name == "COMMANDLINE"}
@@ -201,7 +201,7 @@ def merge(
 ):
     """Merge ADAPTER into its base and write that as a base.
 
-    Example: python -m llm merge adapters/bard --out build/bard
+    Example: python -m llm merge adapters/mine --out build/mine
     """
     from llm import bases
     from llm.adapters import load_adapter

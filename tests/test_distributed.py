@@ -26,6 +26,7 @@ from llm.training import TrainingError, own_loss
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [{"prompt": f"number {i}", "completion": "so " * (1 + i % 11)} for i in range(40)]  # of very different lengths
 OPTIONS = dict(rank=2, alpha=4.0, rows=5, seed=3, lr=0.01)  # five rows: three in one process, two in the other
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 NEVER = 100_000  # steps of a run that a test ends
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this PyTorch has no gloo")
 
@@ -34,7 +35,7 @@ class Torchrun:
     """`finetune` under torchrun in two processes; `steps` is read as it is printed."""
 
     def __init__(self, *argv):
-        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": LOOPBACK}
         torchrun = ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
         command = [sys.executable, "-m", *torchrun, "-m", "llm", "finetune", *map(str, argv), "--json"]
         self.process = subprocess.Popen(command, env=env, stdout=-1, stderr=-1, text=True, start_new_session=True)
