@@ -162,6 +162,14 @@ def test_the_processes_gradients_average_to_the_whole_batchs_however_the_tokens_
     assert sum(share.item() for share in shares) / size == pytest.approx(own_loss(model, x, y).item(), rel=1e-6)
 
 
+def test_when_one_process_wants_to_stop_all_do_and_the_loss_is_that_of_the_whole_batch(monkeypatch):
+    monkeypatch.setattr(dist, "get_backend", lambda: "gloo")
+    for theirs, mine, agreed in ((1.0, False, True), (0.0, True, True), (0.0, False, False)):
+        monkeypatch.setattr(dist, "all_reduce", lambda both, n=theirs: both.add_(torch.tensor([0.75, n])))
+        assert Group(0, 2).agree(2.5, mine) == (2.0, agreed)
+    assert ALONE.agree(2.5, True) == (2.5, True)
+
+
 def heard(monkeypatch, *others):
     """Two processes or more, of which this is the first and the others say `others`."""
     monkeypatch.setattr(Group, "gather", lambda self, value: [value, *(other(value) for other in others)])
