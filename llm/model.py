@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from llm import gpt2
 from llm.loss import next_token_loss
 
 
@@ -103,6 +104,20 @@ class GPT(nn.Module):
                 nn.init.normal_(p, std=0.02 / (2 * config.n_layer) ** 0.5)
         if config.tied_lm_head:
             self.lm_head.weight = self.transformer.wte.weight
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder) -> "GPT":
+        """GPT-2's weights in this model, float32, in eval mode: "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" or a folder.
+
+        Raises gpt2.GPT2Error when they cannot be had or are not what their config says.
+        """
+        fields, state = gpt2.read(name_or_folder)
+        with torch.device("meta"):  # no second copy, and no random start that would be thrown away
+            model = cls(GPTConfig(**fields))
+        model.load_state_dict(state, assign=True)
+        if model.config.tied_lm_head:
+            model.lm_head.weight = model.transformer.wte.weight
+        return model.eval()
 
     @staticmethod
     def _init(module):

@@ -47,14 +47,14 @@ def load_base(own: Path = CHECKPOINT, shipped: Path = BASE) -> GPT:
     Raises BaseError when a file is damaged or of another shape, or when one that was asked for is missing.
     """
     if own.is_file():
-        return _fill(own, _read_pt(own))
+        return fill(own, _read_pt(own))
     if own != CHECKPOINT:
         raise BaseError(f"there is no checkpoint {own}: check the path, or leave it out for the shipped base")
     path = shipped / "model.safetensors"
     if not path.is_file():
         raise BaseError(f"the base model {path} is missing: restore it with `git checkout data/base`")
     try:
-        return _fill(path, load_file(path))
+        return fill(path, load_file(path))
     except SafetensorError as error:
         raise BaseError(f"{path} is damaged ({error}): restore it with `git checkout data/base`") from None
 
@@ -71,17 +71,22 @@ def _read_pt(path):
     return state if isinstance(state, dict) else {}
 
 
-def _fill(path, state):
-    model = GPT(GPTConfig())
-    own = model.state_dict()
-    shapes = {k: v.shape for k, v in own.items()}
+def fill(path: Path, state: dict, config: GPTConfig | None = None) -> GPT:
+    """A GPT in float32 and eval mode, by default the chapter-12 one, with the tensors of `state`, which came from `path`.
+
+    Raises BaseError when they are not just those that `config` asks for, before anything is allocated.
+    """
+    what, cure = "the chapter-12 model", "move it away to use the shipped base"
+    if config:
+        what, cure = "the model that its config.json says", "copy or save the model again"
+    config = config or GPTConfig()
+    with torch.device("meta"):
+        shapes = {k: v.shape for k, v in GPT(config).state_dict().items()}
     found = {str(k): getattr(v, "shape", None) for k, v in state.items()}
     wrong = sorted(k for k in shapes.keys() | found.keys() if shapes.get(k) != found.get(k))
     if wrong:
-        raise BaseError(
-            f"{path} does not hold the chapter-12 model: {len(wrong)} tensors differ, {wrong[0]} first; "
-            "move it away to use the shipped base"
-        )
+        raise BaseError(f"{path} does not hold {what}: {len(wrong)} tensors differ, {wrong[0]} first; {cure}")
+    model = GPT(config)
     model.load_state_dict(state)
     return model.eval()
 

@@ -19,7 +19,7 @@ import torch
 
 from llm.corpora import Batch
 from llm.loss import IGNORE
-from llm.tokenizer import END_OF_TEXT, encode, get_tokenizer
+from llm.tokenizer import END_OF_TEXT, GPT2, Tokenizer, get_tokenizer
 
 # how a clause begins, and what its value may be called in a record
 CLAUSES = {
@@ -123,29 +123,34 @@ def _record(rng, schema):
     return Record(" ".join(said) + ".", json.dumps({key: values[key] for key in schema.order}))
 
 
-def row(record: Record, block: int = 64) -> Batch:
+def row(record: Record, block: int = 64, tokenizer: Tokenizer = GPT2) -> Batch:
     """One record as inputs and targets (block,): only the answer and its end count towards the loss."""
-    prompt, answer = prompt_ids(record), [*encode(record.answer), END_OF_TEXT]
+    prompt, answer = prompt_ids(record, tokenizer), [*tokenizer.encode(record.answer), tokenizer.end]
     ids = prompt + answer
     if len(ids) > block + 1:
         raise ValueError(f"a record of {len(ids)} tokens does not fit a context of {block}")
-    ids = ids + [END_OF_TEXT] * (block + 1 - len(ids))
+    ids = ids + [tokenizer.end] * (block + 1 - len(ids))
     targets = [IGNORE] * block
     targets[len(prompt) - 1 : len(prompt) + len(answer) - 1] = answer
     return torch.tensor(ids[:-1]), torch.tensor(targets)
 
 
-def prompt_ids(record: Record) -> list[int]:
+def prompt_ids(record: Record, tokenizer: Tokenizer = GPT2) -> list[int]:
     """The sentence and the line break after it: what a model is given before it answers."""
-    return encode(record.sentence + "\n")
+    return tokenizer.encode(record.sentence + "\n")
 
 
 def record_batches(
-    rows: int = 32, block: int = 64, seed: int = 0, schemas: tuple[Schema, ...] = (TASK,), start: int = 0
+    rows: int = 32,
+    block: int = 64,
+    seed: int = 0,
+    schemas: tuple[Schema, ...] = (TASK,),
+    start: int = 0,
+    tokenizer: Tokenizer = GPT2,
 ) -> Iterator[Batch]:
     """Fresh records for ever, one a row; batch i depends on (seed, i) only."""
     i = start
     while True:
-        made = [row(r, block) for r in make_records(rows, seed * 1_000_003 + i, schemas)]
+        made = [row(r, block, tokenizer) for r in make_records(rows, seed * 1_000_003 + i, schemas)]
         yield torch.stack([x for x, _ in made]), torch.stack([y for _, y in made])
         i += 1

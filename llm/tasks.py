@@ -8,17 +8,18 @@ verse; so what is measured is a play's text after the opening of a speech, where
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn as nn
 
-from llm import corpora
+from llm import bases, corpora
 from llm.corpora import Batch
 from llm.lora import apply_lora
 from llm.loss import IGNORE
 from llm.model import GPT
 from llm.records import Record, prompt_ids, record_batches
-from llm.tokenizer import END_OF_TEXT, decode, encode
+from llm.tokenizer import GPT2, Tokenizer
 
 # The seed of what no training run reads. Not a negative one: Python's generator drops the sign, and -1 gave the
 # hundred "unseen" records the first rows of batch 1 of seed 0.
@@ -35,24 +36,30 @@ class Task:
     heldout: list[Batch]
 
 
-def load_task(name: str, limit: int = 4) -> Task:
+def load_task(
+    name: str, limit: int = 4, tokenizer: Tokenizer = GPT2, rows: int | None = None, block: int | None = None
+) -> Task:
     """The task called "records" or "shakespeare"; `limit` held-out batches of 32 rows.
 
+    rows and block: of a training batch; by default as many as the course's model trains well on.
     Raises ValueError for another name, CorpusError when the text cannot be had.
     """
     if name == "records":
-        unseen = record_batches(32, WIDTH, seed=UNSEEN)
-        return Task(name, lambda seed: record_batches(32, WIDTH, seed=seed), [next(unseen) for _ in range(limit)])
+        block = block or (WIDTH if tokenizer is GPT2 else 64)
+        make = partial(record_batches, block=block, tokenizer=tokenizer)
+        unseen = make(32, seed=UNSEEN)
+        return Task(name, lambda seed: make(rows or 32, seed=seed), [next(unseen) for _ in range(limit)])
     if name == "shakespeare":
-        text = corpora.load(name)
-        held = [_after(*pair) for pair in zip(speeches(limit), corpora.heldout_batches(text.heldout, limit=limit))]
-        return Task(name, lambda seed: corpora.batches(text.train, rows=16, seed=seed), held)
+        block, text = block or 64, corpora.load(name, tokenizer=tokenizer)
+        plays = corpora.heldout_batches(text.heldout, block=block, limit=limit)
+        held = [_after(*pair) for pair in zip(speeches(limit, tokenizer, block), plays)]
+        return Task(name, lambda seed: corpora.batches(text.train, rows or 16, block, seed=seed), held)
     raise ValueError(f'there is no task called {name!r}: choose "records" or "shakespeare"')
 
 
-def speeches(limit: int = 4) -> list[Batch]:
+def speeches(limit: int = 4, tokenizer: Tokenizer = GPT2, block: int = 64) -> list[Batch]:
     """Held-out speeches, on which forgetting is measured: the base knows them and no task trains them."""
-    return corpora.heldout_batches(corpora.load("speeches").heldout, limit=limit)
+    return corpora.heldout_batches(corpora.load("speeches", tokenizer=tokenizer).heldout, block=block, limit=limit)
 
 
 def final_norm_only(model: nn.Module) -> nn.Module:
@@ -86,30 +93,34 @@ ARMS = {
 }
 
 
-def answers(model: GPT, records: list[Record], max_new_tokens: int = 40) -> list[str]:
+def answers(
+    model: nn.Module, records: list[Record], max_new_tokens: int = 40, tokenizer: Tokenizer = GPT2
+) -> list[str]:
     """What the model writes after each record's sentence, greedily, up to the end of the text."""
     found = [""] * len(records)
     by_length: dict[int, list[int]] = {}
-    for i, record in enumerate(records):  # prompts of one length go through the model together
-        by_length.setdefault(len(prompt_ids(record)), []).append(i)
+    device = next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None
+    prompts = [prompt_ids(record, tokenizer) for record in records]
+    for i, ids in enumerate(prompts):  # prompts of one length go through the model together
+        by_length.setdefault(len(ids), []).append(i)
     for length, rows in by_length.items():
-        prompts = torch.tensor([prompt_ids(records[i]) for i in rows])
-        out = model.generate(prompts, max_new_tokens, temperature=0.0, stop=END_OF_TEXT)
+        together = torch.tensor([prompts[i] for i in rows], device=device)
+        out = bases.generate(model, together, max_new_tokens, temperature=0.0, stop=tokenizer.end)
         for i, ids in zip(rows, out[:, length:].tolist()):
-            found[i] = _read(ids)
+            found[i] = _read(ids, tokenizer)
     return found
 
 
-def _read(ids):
-    return decode(ids[: ids.index(END_OF_TEXT)] if END_OF_TEXT in ids else ids)
+def _read(ids, tokenizer=GPT2):
+    return tokenizer.decode(ids[: ids.index(tokenizer.end)] if tokenizer.end in ids else ids)
 
 
 def go_on(model: GPT, task: str, prompt: str, seed: int = 4) -> str:
     """What the model writes after a prompt: the likeliest record, or 60 sampled tokens of text after the prompt itself."""
     if task == "records":
         return answers(model, [Record(prompt, "")])[0]
-    ids = torch.tensor([encode(prompt)])
-    return _read(model.generate(ids, 60, temperature=0.8, top_k=40, seed=seed, stop=END_OF_TEXT)[0].tolist())
+    ids = torch.tensor([GPT2.encode(prompt)])
+    return _read(model.generate(ids, 60, temperature=0.8, top_k=40, seed=seed, stop=GPT2.end)[0].tolist())
 
 
 def score(found: list[str], records: list[Record]) -> dict[str, float]:

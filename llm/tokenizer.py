@@ -1,10 +1,12 @@
-"""GPT-2's byte-pair tokenizer through tiktoken, from the tables in `data/tokenizer/`.
+"""Text to token ids and back: GPT-2's byte-pair tokenizer through tiktoken, from the tables in `data/tokenizer/`.
 
 Knows nothing about models or corpora.
 """
 
 import hashlib
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,3 +53,17 @@ def encode(text: str) -> list[int]:
 def decode(ids) -> str:
     """The text of `ids`, a list or a 1-D tensor."""
     return get_tokenizer().decode(list(map(int, ids)))
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """What the rest of the course needs of any tokenizer; `GPT2` is the one that most of it uses."""
+
+    name: str  # part of a file's name where tokens are cached
+    encode: Callable[[str], list[int]]  # ordinary text: never a special token
+    decode: Callable[..., str]  # of a list or a 1-D tensor
+    end: int  # the token that ends a text
+    size: int | None = None  # every id is below it, where that is known
+
+
+GPT2 = Tokenizer("gpt2", encode, decode, END_OF_TEXT, END_OF_TEXT + 1)

