@@ -162,8 +162,8 @@ def targets_explorer(ways: dict[str, Callable[[GPT], nn.Module]]) -> Explorer:
         if not trained:
             return "nothing trains: choose a target"
         return (
-            f"{trained:,} parameters train, {whole / trained:,.1f} times fewer than the base has; "
-            f"in float32 {4 * trained:,} bytes, and Adam keeps twice as much beside them"
+            f"{trained:,} parameters train, {whole / trained:,.1f} times fewer than the base has: "
+            f"{4 * trained:,} bytes in float32"
         )
 
     with torch.device("meta"):
