@@ -30,6 +30,7 @@ setup: .venv/.done
 	@$(BIN)/python -m llm fetch
 
 real: setup .venv/.real
+	@$(BIN)/python -m llm fetch --real
 
 lab: setup
 	$(BIN)/jupyter lab notebooks/01_formula.ipynb

@@ -1,49 +1,113 @@
-"""`python -m llm fetch | pretrain | sweep | colab`: what the course needs done without a notebook."""
+"""`python -m llm`: the commands of `commands.py`, and those that look after the course itself."""
 
-import argparse
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from llm import charts, colab, corpora, files, plots, pretrained, sweep
-from llm.training import TrainingError
+import typer
+from typer import Argument, Option
+
+from llm import doctor as doctors
+from llm.commands import AsJson, app, number
+from llm.console import show_json
+
+
+@app.command()
+def doctor(as_json: AsJson = False):
+    """Say what is here, what is missing, and how to get it.
+
+    Exit code 1: something is missing that every notebook needs.
+
+    Example: python -m llm doctor
+    """
+    found, here = list(doctors.checks()), doctors.machine()
+    well = all(check.ok or check.needed != doctors.COURSE for check in found)
+    if as_json:
+        show_json(ok=well, machine=here, checks=[vars(check) | dict(ok=check.ok) for check in found])
+    else:
+        for name, value in here.items():
+            print(f"     {name:18} {value}")
+        for check in found:
+            print(f"{'ok  ' if check.ok else 'LACK'} {check.name:18} {check.found or '-'}")
+        for check in found:
+            if not check.ok:
+                print(f"{check.name}, for {check.needed}: {check.how}")
+        print("all that every notebook needs is here" if well else "the course cannot run yet")
+    raise typer.Exit(int(not well))
+
+
+@app.command()
+def fetch(real: Annotated[bool, Option("--real", help="the model of notebook 07 as well, 98 MB")] = False):
+    """Fetch and check the corpora, once; then all works offline.
+
+    Example: python -m llm fetch --real
+    """
+    from llm import bases, corpora
+
+    for name in corpora.sources():
+        corpus = corpora.load(name)
+        print(f"{name:12} {len(corpus.train):9,} tokens to train on, {len(corpus.heldout):7,} held out")
+    if real:
+        print(f"{'smollm2':12} in {bases.fetch_smollm2()}")
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, Option(metavar="FOLDER", help="where the base goes")] = Path("build/base"),
+    steps: number("optimizer steps") = 4200,
+    seed: number("same seed, same base") = 0,
+):
+    """Train the course's base, in about an hour on two cores.
+
+    A stopped run goes on where it was.
+
+    Example: python -m llm pretrain --out build/base
+    """
+    from llm import files, plots, pretrained
+
+    for row in pretrained.pretrain(out, steps, seed):
+        print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+    curve = plots.training_log(files.read_csv(out / "log.csv"), list(pretrained.MIXTURE))
+    curve.savefig(out / "loss.png", dpi=100)
+
+
+@app.command()
+def sweep(names: Annotated[list[str] | None, Argument(metavar="NAME", hidden=True)] = None):
+    """Do the recorded sweeps again, or go on with them.
+
+    NAME: rates, ranks, alphas, targets; without one, all.
+
+    Example: python -m llm sweep ranks
+    """
+    from llm import charts, files, sweep
+
+    for name in names or sweep.SWEEPS:
+        for row in sweep.sweep(name):
+            print(name, "  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+    picture = charts.by_rank(files.read_csv(sweep.RESULTS / "ranks.csv"))
+    picture.savefig(sweep.RESULTS / "ranks.png", dpi=100)
+
+
+@app.command()
+def colab():
+    """Write each notebook's badge and first cell.
+
+    Both are made from the address in pyproject.toml.
+
+    Example: python -m llm colab
+    """
+    from llm import colab
+
+    changed = colab.write(colab.ROOT / "notebooks")
+    print(f"{colab.repository()}: {', '.join(changed) or 'every notebook says so already'}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m llm", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("fetch", help="fetch and verify the corpora, once; afterwards everything works offline")
-    train = commands.add_parser("pretrain", help="train the base from scratch, about an hour on two cores; resumes")
-    train.add_argument("--out", type=Path, default=pretrained.ROOT / "build" / "base")
-    train.add_argument("--steps", type=int, default=4200)
-    train.add_argument("--seed", type=int, default=0)
-    many = commands.add_parser("sweep", help="do the recorded sweeps of data/results again, or go on with them")
-    many.add_argument("names", nargs="*", help=f"which: {', '.join(sweep.SWEEPS)} (default: all)")
-    commands.add_parser(
-        "colab", help="write the badge and the first cell of every notebook, from pyproject.toml's address"
-    )
-    args = parser.parse_args(argv)
+    """Run a command; the exit code: 0, 1 for what is wrong, 2 for what is not a command, 130 after Ctrl-C."""
     try:
-        if args.command == "fetch":
-            for name in corpora.sources():
-                corpus = corpora.load(name)
-                print(f"{name:12} {len(corpus.train):9,} tokens to train on, {len(corpus.heldout):7,} held out")
-        elif args.command == "colab":
-            changed = colab.write(colab.ROOT / "notebooks")
-            print(f"{colab.repository()}: {', '.join(changed) or 'every notebook says so already'}")
-        elif args.command == "sweep":
-            for name in args.names or sweep.SWEEPS:
-                for row in sweep.sweep(name):
-                    print(name, "  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-            picture = charts.by_rank(files.read_csv(sweep.RESULTS / "ranks.csv"))
-            picture.savefig(sweep.RESULTS / "ranks.png", dpi=100)
-        else:
-            for row in pretrained.pretrain(args.out, args.steps, args.seed):
-                print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-            curve = plots.training_log(files.read_csv(args.out / "log.csv"), list(pretrained.MIXTURE))
-            curve.savefig(args.out / "loss.png", dpi=100)
-    except (corpora.CorpusError, pretrained.BaseError, TrainingError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        app(args=argv, prog_name="python -m llm")
+    except SystemExit as done:
+        return done.code or 0
     return 0
 
 

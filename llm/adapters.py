@@ -4,17 +4,17 @@ The folder is PEFT's own format (`adapter_files`): ours open in PEFT, PEFT's LoR
 a wrong base, a wrong alpha and missing layers; here each is one sentence, and the model is as it was.
 """
 
-import hashlib
 import math
 import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torch.nn as nn
 
-from llm.adapter_files import CONFIG, TENSORS, Adapter, AdapterError, read_adapter, write_adapter
+from llm.adapter_config import AdapterError, suffixes, targeted
+from llm.adapter_files import CONFIG, TENSORS, Adapter, finite, read_adapter, write_adapter
+from llm.fingerprints import fingerprint, known_fingerprint
 from llm.lora import SCALING, LoraLinear, lora_layers
 
 __all__ = ["AdapterError", "AdapterInfo", "fingerprint", "inspect_adapter", "load_adapter", "save_adapter"]
@@ -24,60 +24,41 @@ __all__ = ["AdapterError", "AdapterInfo", "fingerprint", "inspect_adapter", "loa
 class AdapterInfo:
     """What an adapter folder holds. alpha is PEFT's: scale = alpha/r, or alpha/sqrt(r) as `scaling` says."""
 
-    r: int
+    r: int  # this, alpha and scale are what most layers have
     alpha: float
     scaling: str
     scale: float
-    targets: tuple[str, ...]  # paths of the layers it adapts
+    layers: dict[str, tuple[int, float, float]]  # r, alpha and scale, by module path
     parameters: int
     bytes: int  # on disk, both files
     fingerprint: str | None  # of the base it was trained on; an adapter made by PEFT names none
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The paths of the layers that it adapts."""
+        return tuple(self.layers)
+
     def __str__(self):
-        kinds = Counter(re.sub(r"\b\d+\b", "*", path) for path in self.targets)
+        kinds = Counter(re.sub(r"\b\d+\b", "*", path) for path in self.layers)
+        r, alpha, scale = (
+            f"{min(found):g}" + f" to {max(found):g}" * (min(found) < max(found))
+            for found in zip(*self.layers.values())
+        )
         return "\n".join(
             (
-                f"rank {self.r}, alpha {self.alpha:g}, scale {self.scaling} = {self.scale:g}",
-                f"{len(self.targets)} layers: " + ", ".join(f"{n} x {kind}" for kind, n in kinds.items()),
+                f"rank {r}, alpha {alpha}, scale {self.scaling} = {scale}",
+                f"{len(self.layers)} layers: " + ", ".join(f"{n} x {kind}" for kind, n in kinds.items()),
                 f"{self.parameters:,} parameters in {self.bytes:,} bytes",
                 f"base {self.fingerprint or 'not named'}",
             )
         )
 
 
-def fingerprint(model: nn.Module) -> str:
-    """16 hex digits that tell one base from another; the same with and without LoRA layers.
-
-    Every parameter counts by name, shape and about a thousand evenly spread values: training or merging moves nearly
-    all of them, and to read all 13.7 M would cost more than a swap. Values are rounded to bfloat16, so that weights
-    shipped in fp16 have one fingerprint in fp16, fp32 and bf16.
-    """
-    layers, digest, samples = lora_layers(model), hashlib.sha256(), []
-    for name, p in sorted(_base_parameters(model, layers), key=lambda pair: pair[0]):
-        digest.update(f"{name}{tuple(p.shape)}".encode())
-        # an odd stride: an even one would meet the same few columns of a matrix again and again
-        samples.append(p.detach().reshape(-1)[:: (p.numel() // 1024) | 1].to(torch.bfloat16))
-    if samples:
-        digest.update(torch.cat(samples).view(torch.int16).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _base_parameters(model, layers):
-    """(name, parameter) as the unwrapped model has them."""
-    for name, p in model.named_parameters(remove_duplicate=False):
-        owner, _, leaf = name.rpartition(".")
-        outer = owner.removesuffix(".base")
-        if outer in layers and owner != outer:
-            yield f"{outer}.{leaf}", p
-        elif owner not in layers:  # else it is A or B
-            yield name, p
-
-
 def save_adapter(model: nn.Module, folder: str | Path) -> None:
     """Write the factors of `model`'s LoRA layers, and nothing of its base, to `folder`; other files there stay.
 
-    Raises AdapterError when there is nothing to save, a factor is not finite, the layers differ in rank or scale, or
-    the disk refuses; an adapter that was there is then as it was.
+    The layers may differ in rank and scale. Raises AdapterError when there is nothing to save, a factor is not finite,
+    or the disk refuses; an adapter that was there is then as it was.
     """
     layers = lora_layers(model)
     if not layers:
@@ -85,22 +66,23 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
     for path, layer in layers.items():
         if not (layer.A.isfinite().all() and layer.B.isfinite().all() and math.isfinite(layer.scale)):
             raise AdapterError(f"{path}: A, B or scale is not finite, so nothing was saved: train at a lower rate")
-    kinds = {(layer.r, layer.alpha, layer.scaling, layer.scale) for layer in layers.values()}
-    if len(kinds) > 1:
-        raise AdapterError(
-            "the LoRA layers differ in rank or scale, which is not saved here: give all of them the same"
-        )
-    [(r, alpha, scaling, scale)] = kinds
-    if scaling not in ("alpha/r", "alpha/sqrt(r)") or SCALING[scaling](alpha, r) != scale:
-        scaling, alpha = "alpha/r", scale * r  # the chapter's scale, or one set by hand, in PEFT's terms
+    # PEFT knows two scalings and one for all: what does not fit, such as the chapter's, is put as an alpha over r
+    root = all(layer.scaling == "alpha/sqrt(r)" and _regular(layer) for layer in layers.values())
+    scaling = "alpha/sqrt(r)" if root else "alpha/r"
+    alphas = {p: x.alpha if x.scaling == scaling and _regular(x) else x.scale * x.r for p, x in layers.items()}
+    kinds = {path: (layer.r, alphas[path]) for path, layer in layers.items()}
     factors = {
         path: tuple(t.detach().T.contiguous().cpu() for t in (layer.A, layer.B)) for path, layer in layers.items()
     }
-    adapter = Adapter(r, alpha, scaling, sorted(layers), factors, fingerprint(model))
-    for path in _linears(model).keys() - layers.keys():
-        if adapter.names(path):
-            raise AdapterError(f"PEFT takes {path} for a target too, as its path ends in another's: wrap it as well")
+    adapter = Adapter(kinds, scaling, sorted(layers), factors, fingerprint(model))
+    for path in sorted(targeted(adapter.targets, _linears(dict(model.named_modules()), layers)) - layers.keys()):
+        raise AdapterError(f"PEFT takes {path} for a target too, as its path ends in another's: wrap it as well")
     write_adapter(adapter, Path(folder))
+
+
+def _regular(layer):
+    """Whether a layer's scale is what its scaling makes of alpha, and was not set by hand."""
+    return SCALING[layer.scaling](layer.alpha, layer.r) == layer.scale
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
@@ -110,22 +92,29 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     belongs to another base, or the model carries LoRA layers of another shape; the model is then as it was.
     """
     adapter = read_adapter(Path(folder))
-    _check_fit(adapter, model, folder)
-    layers, linears, factors = lora_layers(model), _linears(model), {}
-    if layers and {path: layer.r for path, layer in layers.items()} != dict.fromkeys(adapter.factors, adapter.r):
+    modules = dict(model.named_modules())
+    layers = {path: m for path, m in modules.items() if isinstance(m, LoraLinear)}
+    linears = _linears(modules, layers)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    _check_fit(adapter, known_fingerprint(model, parameters, layers), modules, linears, folder)
+    if layers and {path: layer.r for path, layer in layers.items()} != {p: r for p, (r, _) in adapter.layers.items()}:
         raise AdapterError("the model carries LoRA layers of another rank or place: call remove_lora(model) first")
+    factors = {}
     for path, pair in adapter.factors.items():
         like = layers[path].A if layers else linears[path].weight
-        factors[path] = [t.T.to(like) for t in pair]
-        if not all(t.isfinite().all() for t in factors[path]):
+        factors[path] = [t.to(like) for t in pair]
+        if not all(t.dtype == like.dtype or finite(new) for t, new in zip(pair, factors[path])):
             raise AdapterError(f"{path}: the factors are too large for {like.dtype}: load the model in float32")
-    model.requires_grad_(False)
+    for p in parameters.values():
+        p.requires_grad_(False)
     for path, (A, B) in factors.items():
-        layer = layers[path] if layers else LoraLinear(linears[path], adapter.r)
-        layer.alpha, layer.scaling, layer.scale = adapter.alpha, adapter.scaling, adapter.scale
-        for own, new in ((layer.A, A), (layer.B, B)):
-            own.data.copy_(new)
-            own.requires_grad_(True).grad = None  # a gradient would be that of the factors before
+        r, alpha = adapter.layers[path]
+        layer = layers[path] if layers else LoraLinear(linears[path], r)
+        # straight into the object: nn.Module's own way in takes ten times as long
+        vars(layer).update(alpha=alpha, scaling=adapter.scaling, scale=adapter.scale(path))
+        for p, new in ((layer.A, A), (layer.B, B)):
+            p.data.T.copy_(new)  # this way round it takes half the time
+            p.requires_grad_(True).grad = None  # a gradient would be that of the factors before
         if not layers:
             model.set_submodule(path, layer)
     return model
@@ -134,44 +123,40 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
 def inspect_adapter(folder: str | Path) -> AdapterInfo:
     """What the adapter in `folder` holds, with no model needed. Raises AdapterError when `load_adapter` would."""
     adapter = read_adapter(Path(folder))
+    layers = {path: (r, alpha, adapter.scale(path)) for path, (r, alpha) in adapter.layers.items()}
+    [((r, alpha, scale), _)] = Counter(layers.values()).most_common(1)
     return AdapterInfo(
-        r=adapter.r,
-        alpha=adapter.alpha,
+        r=r,
+        alpha=alpha,
         scaling=adapter.scaling,
-        scale=adapter.scale,
-        targets=tuple(adapter.factors),
+        scale=scale,
+        layers=layers,
         parameters=sum(t.numel() for pair in adapter.factors.values() for t in pair),
         bytes=sum(path.stat().st_size for name in (CONFIG, TENSORS) if (path := Path(folder) / name).exists()),
         fingerprint=adapter.fingerprint,
     )
 
 
-def _linears(model):
+def _linears(modules, layers):
     """The linear layers by module path, those under a wrapper at the wrapper's path."""
-    wrapped = lora_layers(model)
-    plain = {path: m for path, m in model.named_modules() if isinstance(m, nn.Linear)}
-    return {path: m for path, m in plain.items() if path.removesuffix(".base") not in wrapped} | {
-        path: layer.base for path, layer in wrapped.items()
+    plain = {path: m for path, m in modules.items() if isinstance(m, nn.Linear)}
+    return {path: m for path, m in plain.items() if path.removesuffix(".base") not in layers} | {
+        path: layer.base for path, layer in layers.items()
     }
 
 
-def _check_fit(adapter, model, folder):
-    own = fingerprint(model)
+def _check_fit(adapter, own, modules, linears, folder):
+    """Raise AdapterError unless the adapter is one for a model with these modules and the fingerprint `own`."""
     if adapter.fingerprint not in (None, own):
         raise AdapterError(
             f"{folder} was trained on another base (fingerprint {adapter.fingerprint[:16]!r}, this model has {own}): "
             "load the base that it was trained on (a merged or fully fine-tuned model is another base)"
         )
-    linears, modules = _linears(model), dict(model.named_modules())
     for path, (A, B) in adapter.factors.items():
         if path not in linears:
-            what = "is not a linear layer" if path in modules else "does not exist"
+            what = f"is not a linear layer but {type(modules[path]).__name__}" if path in modules else "does not exist"
             raise AdapterError(
                 f"{folder} adapts {path[:120]!r}, which {what} in this model: load the base it was trained on"
-            )
-        if not adapter.names(path):
-            raise AdapterError(
-                f"{folder} has factors for {path}, which target_modules in {CONFIG} does not name: save it again"
             )
         out, width = linears[path].weight.shape
         if (A.size(1), B.size(0)) != (width, out):
@@ -179,17 +164,20 @@ def _check_fit(adapter, model, folder):
                 f"{folder}: {path} maps {A.size(1)} to {B.size(0)}, the model's {width} to {out}: "
                 "load the base it was trained on"
             )
-        if adapter.r > min(width, out):
+        if A.size(0) > min(width, out):
             raise AdapterError(
-                f"{folder}: rank {adapter.r} is more than {path} has ({min(width, out)}): train a smaller one"
+                f"{folder}: rank {A.size(0)} is more than {path} has ({min(width, out)}): train a smaller one"
             )
-    for path in linears:
-        if adapter.names(path) and path not in adapter.factors:
-            raise AdapterError(
-                f"{folder} lacks the factors of {path}, which target_modules names: copy or save it again"
-            )
-    for name in adapter.targets if isinstance(adapter.targets, list) else ():
-        if not any(path == name or path.endswith("." + name) for path in linears):
+    named = targeted(adapter.targets, linears)
+    for path in sorted(adapter.factors.keys() - named):
+        raise AdapterError(
+            f"{folder} has factors for {path}, which target_modules in {CONFIG} does not name: save it again"
+        )
+    for path in sorted(named - adapter.factors.keys()):
+        raise AdapterError(f"{folder} lacks the factors of {path}, which target_modules names: copy or save it again")
+    unknown = set(adapter.targets) - linears.keys() if isinstance(adapter.targets, list) else set()
+    if unknown:
+        for name in sorted(unknown - {name for path in linears for name in suffixes(path)}):
             raise AdapterError(
                 f"{folder} targets {name[:120]!r}, which is no linear layer of this model: load its own base"
             )

@@ -48,7 +48,8 @@ class Base:
         An empty prompt starts from the end token. A prompt longer than the context is read from its end.
         """
         ids = self.tokenizer.encode(prompt) or [self.tokenizer.end]
-        ids = ids[-max(1, self.context - max_new_tokens) :]
+        if hf.is_transformers(self.model):  # no window of theirs slides: what is new must fit behind the prompt
+            ids = ids[-max(1, self.context - max_new_tokens) :]
         start = torch.tensor([ids], device=next(self.model.parameters()).device)
         options = dict(temperature=temperature, top_k=top_k, seed=seed, stop=self.tokenizer.end)
         out = generate(self.model, start, max_new_tokens, **options)

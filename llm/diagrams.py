@@ -4,8 +4,9 @@ import math
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from llm.matrices import Approximation
+from llm.matrices import THICKEST, WIDEST, Approximation, Wrapped
 from llm.plots import COLOURS, label_end, new_axes, new_figure, spread
 from llm.spectra import Parts
 
@@ -49,6 +50,35 @@ def factors(part: Approximation, figure: Figure | None = None) -> Figure:
     return figure
 
 
+def layer(part: Wrapped, figure: Figure | None = None) -> Figure:
+    """W, A, B, their product and the sum, each at its own size on one scale; draws into `figure` if given."""
+    figure = figure or new_figure(8.6, 2.6)
+    figure.clear()
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((0.005, 0.02, 0.99, 0.9))
+    axes.set_axis_off()
+    limit = 4 * part.W.std().item()
+    factors = 3 * max(part.A.std().item(), part.B.std().item())
+    pieces = (
+        ("W, frozen", part.W, limit, WIDEST, "+"),
+        ("A", part.A, factors, THICKEST, "@"),
+        ("B", part.B, factors, WIDEST, "="),
+        (f"{part.scale:g} * A @ B", part.update, limit, WIDEST, "so"),
+        (f"W + {part.scale:g} * A @ B", part.W + part.update, limit, WIDEST, ""),
+    )
+    x, gap = 0, 26
+    for title, matrix, top, room, sign in pieces:
+        height, width = matrix.shape
+        place = (x, x + width, height, 0)
+        axes.imshow(matrix.numpy(), cmap=SIGNED, vmin=-top, vmax=top, extent=place, interpolation="nearest")
+        axes.add_patch(Rectangle((x, 0), width, height, fill=False, ec="#bbbbbb", lw=0.6))
+        axes.text(x, -6, title, fontsize=10, va="bottom")
+        axes.text(x + room + gap / 2, len(part.W) / 2, sign, fontsize=13, ha="center", va="center")
+        x += room + gap
+    axes.set_xlim(-1, x - gap + 1), axes.set_ylim(WIDEST + 1, -24)
+    return figure
+
+
 def spectrum(found: tuple[Parts, int], figure: Figure | None = None) -> Figure:
     """A matrix's singular values with the first r in colour, the matrix, and its best rank-r part."""
     parts, r = found
@@ -68,31 +98,6 @@ def spectrum(found: tuple[Parts, int], figure: Figure | None = None) -> Figure:
     limit = 3 * full.std().item()  # a few large entries would leave the rest white
     _show(whole, full, f"ΔW, {full.size(0)} x {full.size(1)}", limit)
     _show(best, parts.best(r), f"its best rank-{r} part", limit)
-    return figure
-
-
-def savings(models: dict[str, int], r: int, claimed: dict[str, tuple[int, float]]) -> Figure:
-    """How many times fewer numbers train in a square d x d matrix at rank r, over d; both axes logarithmic.
-
-    models: name -> d; claimed: name -> (d, times) as a text has it, drawn as a ring.
-    """
-    figure, (axes,) = new_axes(7.6, 4.0)
-    widths = [48, 24576]
-    axes.plot(widths, [d / (2 * r) for d in widths], color=COLOURS["lora"])
-    label_end(axes, widths[1], widths[1] / (2 * r), f"d / (2 * {r})", "lora")
-    for name, d in models.items():
-        axes.plot(d, d / (2 * r), "o", color=COLOURS["lora"], ms=7)
-        text = f"{name}: d = {d:,}, {d / (2 * r):,.0f} times"
-        axes.annotate(text, (d, d / (2 * r)), (9, -11), textcoords="offset points", fontsize=9)
-    for name, (d, times) in claimed.items():
-        axes.plot(d, times, "o", mfc="none", mec=COLOURS["other"], mew=2, ms=13)
-        style = dict(textcoords="offset points", ha="right", fontsize=9, color=COLOURS["other"])
-        axes.annotate(f'"{name}", says the chapter', (d, times), (-9, 9), **style)
-    axes.set_xscale("log", base=2), axes.set_yscale("log", base=2)
-    axes.set_xticks([64, 256, 1024, 4096, 16384]), axes.set_yticks([4, 16, 64, 256, 1024])
-    axes.xaxis.set_major_formatter("{x:,.0f}"), axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlim(48, 2**17.2), axes.set_ylim(2.5, 2500)
-    axes.set_xlabel("width d of a square matrix"), axes.set_ylabel("times fewer trained numbers")
     return figure
 
 
@@ -215,22 +220,4 @@ def loss_by_rank(ranks: list[int], kept: dict, alone: dict, base: dict, full: di
         xycoords="axes fraction",
         fontsize=9,
     )
-    return figure
-
-
-def footprint(base: float, adapter: float, most: int = 1000) -> Figure:
-    """Bytes on disk over the number of fine-tunes kept: a checkpoint each, or one base and an adapter each."""
-    figure, (axes,) = new_axes(7.4, 3.4)
-    x = range(1, most + 1)
-    for size, first, text, colour in (
-        (base, 0.0, "a checkpoint each", "full"),
-        (adapter, base, "one base, an adapter each", "lora"),
-    ):
-        y = [(first + size * n) / 1e6 for n in x]
-        axes.plot(x, y, color=COLOURS[colour])
-        label_end(axes, x[-1], y[-1], f"{text}\n{y[-1]:,.0f} MB at {most:,}", colour)
-    axes.set_xscale("log"), axes.set_yscale("log")
-    axes.xaxis.set_major_formatter("{x:,.0f}"), axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlim(1, most)
-    axes.set_xlabel("fine-tunes kept"), axes.set_ylabel("on disk, MB")
     return figure

@@ -1,12 +1,14 @@
 """The live lab: choose, train, stop, compare, listen, save. Controls over `train`; no maths, no drawing of its own.
 
-Training runs on the kernel's own event loop and gives way after every step: Stop and other cells need no thread.
+Training runs on the event loop that the click came from and gives way after every step: Stop and other cells need no
+thread. JupyterLab may still bring two clicks on two threads, so what touches the model holds a lock.
 """
 
 import asyncio
 import html
-import io
+import threading
 import weakref
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -58,17 +60,18 @@ class Lab(widgets.VBox):
         _labs.add(self)
         self.model, self.trials, self._asked, self._figure = base or load_base(), [], False, None
         self._job: asyncio.Task | None = None
+        self._lock = threading.RLock()  # held through a step, an answer, a save: none of them sees half of another
         self.controls = _controls(task)
-        self.buttons = {
-            name: widgets.Button(description=name, tooltip=tip, layout=widgets.Layout(width="90px"))
-            for name, tip in {
-                "Train": "train a fresh adapter with these settings",
-                "Stop": "stop after the step that is running",
-                "Reset": "forget all runs and take the adapter off",
-                "Answer": "let the base and the adapter go on from the prompt",
-                "Save": "write the adapter to the folder",
-            }.items()
-        }
+        self.buttons = {}
+        for name, (act, tip) in {
+            "Train": (self.start, "train a fresh adapter with these settings"),
+            "Stop": (self.stop, "stop after the step that is running"),
+            "Reset": (self.reset, "forget all runs and take the adapter off"),
+            "Answer": (self.answer, "let the base and the adapter go on from the prompt"),
+            "Save": (self.save, "write the adapter to the folder"),
+        }.items():
+            self.buttons[name] = widgets.Button(description=name, tooltip=tip, layout=widgets.Layout(width="90px"))
+            self.buttons[name].on_click(lambda _, act=act: act())
         self.buttons["Train"].button_style = "primary"
         self.bar = widgets.IntProgress(0, 0, 1, description="steps", layout=widgets.Layout(width="420px"))
         self.status, self.table, self.answers = widgets.HTML(), widgets.HTML(), widgets.HTML()
@@ -77,28 +80,18 @@ class Lab(widgets.VBox):
         self.prompt = widgets.Text(PROMPTS[task], description="prompt", **wide)
         self.folder = widgets.Text(str(folder), description="folder", **wide)
         self.controls["task"].observe(self._new_task, names="value")
-        self.buttons["Train"].on_click(lambda _: self.start())
-        self.buttons["Stop"].on_click(lambda _: self.stop())
-        self.buttons["Reset"].on_click(lambda _: self.reset())
-        self.buttons["Answer"].on_click(lambda _: self.answer())
-        self.buttons["Save"].on_click(lambda _: self.save())
         self._say("ready: choose the settings and press Train")
         self._draw()
-        super().__init__(
-            [
-                widgets.GridBox(
-                    list(self.controls.values()), layout=widgets.Layout(grid_template_columns="330px 330px")
-                ),
-                widgets.HBox([self.buttons[name] for name in ("Train", "Stop", "Reset")]),
-                self.bar,
-                self.status,
-                self.image,
-                self.table,
-                widgets.HBox([self.prompt, self.buttons["Answer"]]),
-                self.answers,
-                widgets.HBox([self.folder, self.buttons["Save"]]),
-            ]
+        settings = widgets.GridBox(list(self.controls.values()), layout=dict(grid_template_columns="330px 330px"))
+        train, ask, keep = (
+            widgets.HBox(row)
+            for row in (
+                [self.buttons[name] for name in ("Train", "Stop", "Reset")],
+                [self.prompt, self.buttons["Answer"]],
+                [self.folder, self.buttons["Save"]],
+            )
         )
+        super().__init__([settings, train, self.bar, self.status, self.image, self.table, ask, self.answers, keep])
 
     def __repr__(self) -> str:  # what a reader without a kernel sees in its place
         return "(the live lab: run this cell to use it)"
@@ -122,11 +115,12 @@ class Lab(widgets.VBox):
     def reset(self) -> None:
         """Forget all runs; the base is as it was."""
         self._asked = True
-        remove_lora(self.model)
-        self.trials.clear()
-        self.bar.value, self.table.value, self.answers.value = 0, "", ""
-        self._say("ready: choose the settings and press Train")
-        self._draw()
+        with self._lock:
+            remove_lora(self.model)
+            self.trials.clear()
+            self.bar.value, self.table.value, self.answers.value = 0, "", ""
+            self._say("ready: choose the settings and press Train")
+            self._draw()
 
     async def run(self) -> None:
         """One run with the settings as they are now; what goes wrong is said in the status line, not raised."""
@@ -152,32 +146,38 @@ class Lab(widgets.VBox):
         self._say("reading the text and measuring the base")
         await asyncio.sleep(GIVE_WAY)
         task = _task(run.task)
-        torch.manual_seed(run.seed)
-        apply_lora(remove_lora(self.model), run.r, run.alpha, run.scaling, targets=TARGETS[run.targets])
-        self.bar.max, self.bar.value = run.steps, 0
-        self._measure(trial, 0, task.heldout)  # B is zero: this is the base
-        for step in train(self.model, task.batches(run.seed), steps=run.steps, lr=run.lr):
-            trial.seconds.append(step.seconds)
-            self.bar.value = done = step.index + 1
-            a_step = median(trial.seconds)
-            left = f"{(run.steps - done) * a_step:.0f} s left"
-            self._say(
-                f"step {done}: training loss {step.loss:.2f}, {step.tokens / a_step:,.0f} tokens a second, {left}"
-            )
-            if done % EVERY == 0:
-                self._measure(trial, done, task.heldout)
-            await asyncio.sleep(GIVE_WAY)
-            if self._asked:
-                break
+        with self._lock:
+            torch.manual_seed(run.seed)
+            apply_lora(remove_lora(self.model), run.r, run.alpha, run.scaling, targets=TARGETS[run.targets])
+            self.bar.max, self.bar.value = run.steps, 0
+            self._measure(trial, 0, task.heldout)  # B is zero: this is the base
+        with closing(train(self.model, task.batches(run.seed), steps=run.steps, lr=run.lr)) as training:
+            while not self._asked:
+                with self._lock:
+                    if not (step := next(training, None)):
+                        break
+                    self._note(trial, step)
+                    if len(trial.seconds) % EVERY == 0:
+                        self._measure(trial, len(trial.seconds), task.heldout)
+                await asyncio.sleep(GIVE_WAY)
         if trial not in self.trials:  # reset meanwhile
             return
         trial.ended = "stopped" if self._asked else "done"
+        self._say(f"{trial.ended} after {len(trial.seconds)} steps")  # at once; to measure takes another moment
         if trial.at[-1] != len(trial.seconds):
-            self._measure(trial, len(trial.seconds), task.heldout)
+            with self._lock:
+                self._measure(trial, len(trial.seconds), task.heldout)
         self._draw()
         change = f"held-out loss {trial.heldout[0]:.2f} -> {trial.heldout[-1]:.2f}"
         self._say(f"{trial.ended} after {len(trial.seconds)} steps: {change}")
         self.answer()
+
+    def _note(self, trial, step):
+        trial.seconds.append(step.seconds)
+        self.bar.value = done = step.index + 1
+        a_step = median(trial.seconds)
+        left = f"{(trial.settings.steps - done) * a_step:.0f} s left"
+        self._say(f"step {done}: training loss {step.loss:.2f}, {step.tokens / a_step:,.0f} tokens a second, {left}")
 
     def _measure(self, trial, step, heldout):
         trial.at.append(step), trial.heldout.append(evaluate(self.model, heldout))
@@ -189,10 +189,11 @@ class Lab(widgets.VBox):
         task, prompt = self.controls["task"].value, self.prompt.value.strip()
         if not prompt:
             return self._say("the prompt is empty: type a few words")
-        with lora_disabled(self.model):
-            parts = {"base": go_on(self.model, task, prompt)}
-        if lora_layers(self.model):
-            parts["with the adapter"] = go_on(self.model, task, prompt)
+        with self._lock:
+            with lora_disabled(self.model):
+                parts = {"base": go_on(self.model, task, prompt)}
+            if lora_layers(self.model):
+                parts["with the adapter"] = go_on(self.model, task, prompt)
         self.answers.value = "".join(f"<b>{who}</b><pre>{html.escape(text)}</pre>" for who, text in parts.items())
 
     def save(self) -> None:
@@ -201,7 +202,8 @@ class Lab(widgets.VBox):
         if not folder:
             return self._say("name a folder for the adapter")
         try:
-            save_adapter(self.model, folder)
+            with self._lock:
+                save_adapter(self.model, folder)
         except (AdapterError, OSError) as error:
             return self._say(str(error))
         info = inspect_adapter(folder)
@@ -215,11 +217,9 @@ class Lab(widgets.VBox):
         self.status.value = f'<div role="status" aria-live="polite">{html.escape(text)}</div>'
 
     def _draw(self):
-        self._figure = plots.trials([(t.at, t.heldout) for t in self.trials if t.at], self._figure)
-        buffer = io.BytesIO()
-        self._figure.savefig(buffer, format="png")
-        self.image.value = buffer.getvalue()
-        self.table.value = _table(self.trials)
+        with plots.DRAWING:
+            self._figure = plots.trials([(t.at, t.heldout) for t in self.trials if t.at], self._figure)
+            self.image.value, self.table.value = plots.png(self._figure), _table(self.trials)
 
 
 def _controls(task):

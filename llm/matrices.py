@@ -38,6 +38,35 @@ def noise(m: int = 63, n: int = 225, seed: int = 0) -> torch.Tensor:
 
 
 MATRICES: dict[str, Callable[[], torch.Tensor]] = {"a word": word, "a smooth surface": smooth, "noise": noise}
+WIDEST, THICKEST = 128, 32  # the largest layer and rank of `wrapped`
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """A layer as LoRA sees it: frozen W (d, d), factors A (d, r) and B (r, d), and the scale of their product."""
+
+    W: torch.Tensor
+    A: torch.Tensor
+    B: torch.Tensor
+    scale: float
+
+    @property
+    def update(self) -> torch.Tensor:
+        return self.scale * self.A @ self.B
+
+
+def wrapped(d: int, r: int, alpha: float) -> Wrapped:
+    """A random layer of width d with factors of rank r, as if trained, under the chapter's scale, alpha itself.
+
+    A smaller layer is a corner of a larger one, and a lower rank the first patterns of a higher: what moves is what
+    was changed. Raises ValueError beyond `WIDEST` and `THICKEST`.
+    """
+    if not (1 <= r <= min(d, THICKEST) and d <= WIDEST):
+        raise ValueError(f"r={r}, d={d}: use 1 <= r <= {THICKEST} and r <= d <= {WIDEST}")
+    generator = torch.Generator().manual_seed(0)
+    sizes = (WIDEST, WIDEST), (WIDEST, THICKEST), (THICKEST, WIDEST)
+    W, A, B = (torch.randn(size, generator=generator) / WIDEST**0.5 for size in sizes)
+    return Wrapped(W[:d, :d], A[:d, :r], B[:r, :d], float(alpha))
 
 
 @dataclass(frozen=True)

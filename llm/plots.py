@@ -3,8 +3,12 @@
 One colour is one method in every notebook (Okabe and Ito's palette, which colour-blind readers tell apart).
 """
 
+import io
+import threading
+
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 COLOURS = {
@@ -16,6 +20,8 @@ COLOURS = {
     "prompt": "#E69F00",  # the base with solved examples in its prompt
     "other": "#CC79A7",  # a further arm of a comparison
 }
+# matplotlib knows one thread only, and JupyterLab calls widgets back on several (kernel subshells, since ipykernel 7)
+DRAWING = threading.RLock()
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -42,6 +48,13 @@ def new_axes(
     figure = new_figure(width, height)
     with plt.rc_context(STYLE):
         return figure, list(figure.subplots(rows, columns, squeeze=False, **share).flat)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG, drawn once: `savefig` would lay it out a second time, a third of the work."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
 
 
 def label_end(axes: Axes, x: float, y: float, text: str, colour: str, dy: float = 0) -> None:

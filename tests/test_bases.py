@@ -192,6 +192,13 @@ def test_a_prompt_longer_than_the_context_is_read_from_its_end(folder):
     assert base.generate("abc" * 500, 70, seed=0)
 
 
+def test_a_prompt_that_fits_the_context_is_read_whole_however_much_is_to_come_after_it():
+    base = bases.load("course")
+    prompt = 'Copy "river" from "Angel" to "glass" at 7.\n'
+    first = base.generate(prompt, 5, temperature=0)
+    assert first.startswith('{"') and base.generate(prompt, 60, temperature=0).startswith(first)
+
+
 # tokenizers
 
 

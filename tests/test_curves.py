@@ -3,7 +3,7 @@
 import pytest
 from traitlets import TraitError
 
-from llm.curves import Savings
+from llm.curves import Footprint, Savings
 
 
 def test_it_starts_at_this_courses_model():
@@ -19,7 +19,15 @@ def test_a_value_beyond_the_sliders_is_refused(wrong):
 def test_the_page_gets_the_script_and_both_values():
     state = Savings(r=4, d=768).get_state()
     assert (state["r"], state["d"]) == (4, 768)
-    assert 'model.get("r")' in state["_esm"] and "export default" in state["_esm"]
+    assert state["curve"] == "savings" and "export default" in state["_esm"]
+
+
+def test_the_footprint_has_the_bytes_it_is_given_and_refuses_what_has_no_place_on_the_axis():
+    state = Footprint(model=54.7e6, adapter=266_935).get_state()
+    assert (state["curve"], state["model"], state["adapter"], state["n"]) == ("footprint", 54.7e6, 266_935, 10)
+    for wrong in (dict(model=0, adapter=1), dict(model=1, adapter=-1), dict(model=1, adapter=1, n=0)):
+        with pytest.raises(TraitError):
+            Footprint(**wrong)
 
 
 def test_a_reader_without_a_kernel_sees_a_line_in_its_place():

@@ -1,17 +1,91 @@
-"""Each check names the usual mistakes, passes the folded solution, and never stops the notebook."""
+"""Each check names the usual mistakes, passes the folded solution, invites whoever has not begun, never stops the notebook.
 
-import json
+The exercises are found in the notebooks: a cell tagged "exercise", the check in the next, a folded hint and solution.
+"""
+
+import ast
+import copy
+import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
+import nbformat
+import numpy as np
 import pytest
 import torch
 import torch.nn as nn
 
-from llm import exercises
+from llm import exercises, exercises_adapter, exercises_model, exercises_rank
 from llm.lora import LoraLinear, apply_lora
 
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+FOLD = r"<details><summary>{}</summary>\n\n(.*?)\n\n</details>"
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise as stored: what the learner has, what is folded away, and all the code that comes before and after."""
+
+    notebook: str
+    title: str
+    before: tuple[str, ...]  # code cells of the exercise that stand before the stub
+    given: str  # the notebook's imports and classes so far
+    stub: str
+    check: str
+    after: tuple[str, ...]  # the notebook's later code cells
+    hints: tuple[str, ...]
+    solutions: tuple[str, ...]
+
+    @property
+    def name(self):
+        """The name of the check that the cell calls."""
+        return re.search(r"^(check_\w+)\(\w+\)$", self.check, re.M).group(1)
+
+    def run(self, answer, capsys):
+        """What the check cell prints when `answer` stands in the stub's place."""
+        scope = {}
+        for source in (self.given, *self.before, answer, self.check):
+            exec(source, scope)
+        return capsys.readouterr().out
+
+
+def given(cells):
+    nodes = [node for cell in cells if cell.cell_type == "code" for node in ast.parse(cell.source).body]
+    return "\n".join(
+        ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef)
+    )
+
+
+def found(path):
+    cells = nbformat.read(path, as_version=4).cells
+    for i, cell in enumerate(cells):
+        if "exercise" not in cell.metadata.get("tags", []):
+            continue
+        begin = max(j for j in range(i) if "## Your turn" in cells[j].source)
+        end = next((j for j in range(i + 2, len(cells)) if not cells[j].source.startswith("<details>")), len(cells))
+        folds = "\n".join(c.source for c in cells[i + 2 : end])
+        yield Exercise(
+            notebook=path.stem,
+            title=re.search(r"^## Your turn: .*$", cells[begin].source, re.M).group(),
+            before=tuple(c.source for c in cells[begin + 1 : i] if c.cell_type == "code"),
+            given=given(c for c in cells[:begin] if "google.colab" not in c.source),
+            stub=cell.source,
+            check=cells[i + 1].source,
+            after=tuple(c.source for c in cells[i + 2 :] if c.cell_type == "code"),
+            hints=tuple(re.findall(FOLD.format("Hint"), folds, re.S)),
+            solutions=tuple(re.findall(FOLD.format("Solution"), folds, re.S)),
+        )
+
+
+EXERCISES = {exercise.name: exercise for path in NOTEBOOKS for exercise in found(path)}
+CHECKS = {
+    name: check
+    for module in (exercises, exercises_model, exercises_rank, exercises_adapter)
+    for name, check in vars(module).items()
+    if name.startswith("check_")
+}
+each = pytest.mark.parametrize("exercise", EXERCISES.values(), ids=EXERCISES.keys())
 
 
 def said(capsys, check, answer):
@@ -19,32 +93,49 @@ def said(capsys, check, answer):
     return capsys.readouterr().out
 
 
-FORWARD = {
-    "nothing so far": lambda x, W, A, B, alpha: None,
-    "a tensor, not float": lambda x, W, A, B, alpha: 1.0,
-    "update is missing": lambda x, W, A, B, alpha: x @ W,
-    "x @ W, is missing": lambda x, W, A, B, alpha: alpha * (x @ A @ B),
-    "alpha is missing": lambda x, W, A, B, alpha: x @ W + x @ A @ B,
-    "alpha multiplies everything": lambda x, W, A, B, alpha: alpha * (x @ W + x @ A @ B),
-    "alpha / r": lambda x, W, A, B, alpha: x @ W + alpha / A.size(1) * (x @ A @ B),
-    "subtracted": lambda x, W, A, B, alpha: x @ W - alpha * (x @ A @ B),
-    "shapes do not fit": lambda x, W, A, B, alpha: x @ W + alpha * A @ B,
-    "the shape is (4,)": lambda x, W, A, B, alpha: (x @ W).sum(0),
-    "an input has changed": lambda x, W, A, B, alpha: x.add_(1) @ W,
-    "the numbers are not": lambda x, W, A, B, alpha: x @ W + 0.5,
-    "KeyError": lambda x, W, A, B, alpha: {}["y"],
-    "TypeError": lambda x, W: x @ W,
-}
+# what the notebooks hold
 
 
-@pytest.mark.parametrize("hint", FORWARD)
-def test_a_wrong_forward_pass_is_told_what_is_wrong(hint, capsys):
-    out = said(capsys, exercises.check_forward, FORWARD[hint])
-    assert out.startswith("not yet: ") and hint in out
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem[:2] <= "06"], ids=lambda p: p.stem)
+def test_a_notebook_has_two_or_three_exercises(path):
+    assert len(list(found(path))) in (2, 3)
 
 
-def test_merging_first_is_right_too(capsys):
-    assert said(capsys, exercises.check_forward, lambda x, W, A, B, alpha: x @ (W + alpha * (A @ B))) == "right!\n"
+def test_every_check_has_its_one_exercise():
+    assert EXERCISES.keys() == CHECKS.keys() and len(EXERCISES) == sum(len(list(found(p))) for p in NOTEBOOKS)
+
+
+@each
+def test_an_exercise_has_minutes_one_hint_and_one_solution(exercise):
+    assert re.fullmatch(r"## Your turn: .+ \(\d+ minutes\)", exercise.title)
+    assert len(exercise.hints) == len(exercise.solutions) == 1
+
+
+@each
+def test_the_folded_solution_passes_in_the_place_of_the_stub(exercise, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", exercise.solutions[0], re.S)
+    assert exercise.run(code, capsys) == "right!\n"
+
+
+@each
+def test_the_untouched_stub_gets_an_invitation(exercise, capsys):
+    out = exercise.run(exercise.stub, capsys)
+    assert out.startswith("nothing here yet: ") and out.count("\n") == 1
+
+
+@each
+def test_the_rest_of_the_notebook_does_not_use_what_the_learner_wrote(exercise):
+    def names(source, context):
+        nodes = list(ast.walk(ast.parse(source)))
+        return {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, context)} | {
+            n.name for n in nodes if isinstance(n, ast.FunctionDef) and context is ast.Store
+        }
+
+    own = names(exercise.stub, ast.Store)
+    assert own and not own & set().union(*(names(source, ast.Load) for source in exercise.after))
+
+
+# typical mistakes: each is told by a sentence of its own
 
 
 def loop(model, r, alpha, head=True, refuse=False):
@@ -81,48 +172,530 @@ def noisy(model, r, alpha):
     return model
 
 
-APPLY = {
-    "return model": lambda model, r, alpha: None,
-    "no layer is a LoraLinear yet": lambda model, r, alpha: model,
-    "the output head is wrapped": loop,
-    "linear layers are not wrapped": lambda model, r, alpha: apply_lora(model, r, alpha, targets="c_attn"),
-    "r or alpha does not reach": lambda model, r, alpha: apply_lora(model, r, alpha=1),
-    "tensors of the base still train": lambda model, r, alpha: loop(model, r, alpha, head=False),
-    "freeze the model *before*": frozen_late,
-    "exactly as the base": noisy,
-    "wraps the wrapped layers again": nesting,
-    "goes through in silence": silent,
-    "has changed the model by then": late_refusal,
-    "ZeroDivisionError": lambda model, r, alpha: 1 / 0,
+def wrappers():
+    """The four classes of notebook 03."""
+    scope, exercise = {}, EXERCISES["check_wrappers"]
+    for source in (exercise.given, *exercise.before):
+        exec(source, scope)
+    return [scope[name] for name in ("One", "Two", "Three", "Four")]
+
+
+def letters(*chosen):
+    return dict(zip(wrappers(), chosen))
+
+
+def svd(keep, **options):
+    return lambda D, r: keep(*torch.linalg.svd(D, full_matrices=False, **options), r)
+
+
+def held(s):
+    return (s**2).cumsum(0) / (s**2).sum()
+
+
+def rank(s, share):
+    return int((held(s) < share).sum()) + 1
+
+
+def in_place(D, r):
+    D -= svd(lambda u, s, vh, r: (u[:, r:] * s[r:]) @ vh[r:])(D, r)
+    return D
+
+
+def freeing(chosen, freeze=True):
+    """Freeze all, then free the parameters whose names match; `freeze=False` leaves out the first."""
+
+    def train_norms(model):
+        if freeze:
+            model.requires_grad_(False)
+        for name, p in model.named_parameters():
+            if re.search(chosen, name):
+                p.requires_grad_(True)
+        return model
+
+    return train_norms
+
+
+def freezing_others(model):
+    for name, p in model.named_parameters():
+        if "ln_" not in name:
+            p.requires_grad = False
+    return model
+
+
+def attribute(model):
+    model.requires_grad = False
+    return model
+
+
+def covered(model):
+    for p in model.parameters():
+        p.requires_grad_ = False
+    return model
+
+
+def zeroed(model):
+    freeing("ln_")(model)
+    model.transformer.ln_f.weight.data.zero_()
+    return model
+
+
+def masked(first, last, fill=-100, shift=True):
+    """Targets from place prompt + first up to prompt + answer + last of the ids; the two are places among the targets."""
+
+    def graded_targets(ids, prompt, answer):
+        source = ids[1:] if shift else ids[:-1]
+        targets = torch.full_like(source, fill)
+        keep = slice(prompt + first, len(ids) if last is None else prompt + answer + last)
+        targets[keep] = source[keep]
+        return targets
+
+    return graded_targets
+
+
+def other_way_round(ids, prompt, answer):
+    targets = ids[1:].clone()
+    targets[prompt - 1 : prompt + answer - 1] = -100
+    return targets
+
+
+def budget(numbers=lambda m, n: m + n, kilo=1000, top=True, rounded=math.floor, each=None):
+    def largest_rank(shapes, kilobytes, bytes_each):
+        r = rounded(kilo * kilobytes / ((each or bytes_each) * sum(numbers(m, n) for m, n in shapes)))
+        return min(r, *(min(shape) for shape in shapes)) if top else r
+
+    return largest_rank
+
+
+DIVISOR = {"alpha": lambda r: 1, "alpha/r": lambda r: r, "alpha/sqrt(r)": lambda r: r**0.5}
+
+
+def alpha(formula, divisor=DIVISOR):
+    return lambda alpha, r, old, new: formula(alpha, divisor[old](r), divisor[new](r))
+
+
+def peft(key="base_model.model.{}.lora_{}.weight", make=lambda t: t.T, names="AB", extra=None):
+    def to_peft(factors):
+        pairs = {key.format(p, n): make(t) for p, pair in factors.items() for n, t in zip(names, pair)}
+        return pairs | (extra or {})
+
+    return to_peft
+
+
+def merging(weight, bias=lambda linear: linear.bias):
+    def merge(linear, A, B, scale):
+        made = nn.Linear(linear.in_features, linear.out_features, bias=bias(linear) is not None)
+        made.weight = nn.Parameter(weight(linear.weight, A, B, scale))
+        if bias(linear) is not None:
+            made.bias = nn.Parameter(bias(linear).clone())
+        return made
+
+    return merge
+
+
+def merge_in_place(linear, A, B, scale):
+    linear.weight += scale * (A @ B).T
+    return linear
+
+
+def merge_and_hand_back_another(linear, A, B, scale):
+    merge_in_place(linear, A, B, scale)
+    return copy.deepcopy(linear)
+
+
+def merge_a_trained_weight(linear, A, B, scale):
+    made = nn.Linear(linear.in_features, linear.out_features)
+    made.weight += scale * (A @ B).T
+    return made
+
+
+def merge_without_base(linear, A, B, scale):
+    made = nn.Linear(linear.in_features, linear.out_features)
+    made.weight.data += scale * (A @ B).T
+    return made
+
+
+def with_random_bias(linear, A, B, scale):
+    made = nn.Linear(linear.in_features, linear.out_features)
+    made.load_state_dict(linear.state_dict(), strict=False)
+    made.weight.data += scale * (A @ B).T
+    return made
+
+
+WRONG = {
+    "check_forward": {
+        "a tensor, not set": lambda x, W, A, B, alpha: {1.0},
+        "the shape is ()": lambda x, W, A, B, alpha: 1.0,
+        "update is missing": lambda x, W, A, B, alpha: x @ W,
+        "x @ W, is missing": lambda x, W, A, B, alpha: alpha * (x @ A @ B),
+        "alpha is missing": lambda x, W, A, B, alpha: x @ W + x @ A @ B,
+        "alpha multiplies everything": lambda x, W, A, B, alpha: alpha * (x @ W + x @ A @ B),
+        "alpha / r": lambda x, W, A, B, alpha: x @ W + alpha / A.size(1) * (x @ A @ B),
+        "subtracted": lambda x, W, A, B, alpha: x @ W - alpha * (x @ A @ B),
+        "shapes do not fit": lambda x, W, A, B, alpha: x @ W + alpha * A @ B,
+        "the shape is (4,)": lambda x, W, A, B, alpha: (x @ W).sum(0),
+        "an input has changed": lambda x, W, A, B, alpha: x.add_(1) @ W,
+        "the numbers are not": lambda x, W, A, B, alpha: x @ W + 0.5,
+        "None for some inputs": lambda x, W, A, B, alpha: x @ W if len(x) == 5 else None,
+        "NotImplementedError": lambda x, W, A, B, alpha: (_ for _ in ()).throw(NotImplementedError),
+        "KeyError": lambda x, W, A, B, alpha: {}["y"],
+        "TypeError": lambda x, W: x @ W,
+    },
+    "check_count": {
+        "of W, and W is frozen": lambda shapes, r: sum(m * n for m, n in shapes),
+        "W is counted as well": lambda shapes, r: sum(m * n + r * (m + n) for m, n in shapes),
+        "A alone": lambda shapes, r: sum(m * r for m, n in shapes),
+        "B alone": lambda shapes, r: sum(n * r for m, n in shapes),
+        "2 * rows * r": lambda shapes, r: sum(2 * m * r for m, n in shapes),
+        "2 * columns * r": lambda shapes, r: sum(2 * n * r for m, n in shapes),
+        "r is missing": lambda shapes, r: sum(m + n for m, n in shapes),
+        "add up: no m * n": lambda shapes, r: sum(r * m * n for m, n in shapes),
+        "first matrix alone": lambda shapes, r: next(r * (m + n) for m, n in shapes),
+        "last matrix alone": lambda shapes, r: [r * (m + n) for m, n in shapes][-1],
+        "one whole number, not tuple": lambda shapes, r: (r, r),
+        "not the count": lambda shapes, r: sum(r * (m + n) for m, n in shapes) + 1,
+        "an input has changed": lambda shapes, r: r * sum(shapes.pop()),
+    },
+    "check_rank": {
+        "sum of s": lambda s, share: rank(s.sqrt(), share),
+        "one too few": lambda s, share: int((held(s) < share).sum()),
+        "one too many": lambda s, share: rank(s, share) + 1,
+        ">= instead of >": lambda s, share: int((held(s) <= share).sum()) + 1,
+        "can be cut off": lambda s, share: len(s) - rank(s, share),
+        "1 - share": lambda s, share: rank(s, 1 - share),
+        "the energy held there": lambda s, share: held(s)[rank(s, share) - 1].item(),
+        "near the largest": lambda s, share: int((s >= share * s[0]).sum()),
+        "all values": lambda s, share: len(s),
+        "for s = [2, 1, 1, 1, 1]": lambda s, share: 3,
+        "an input has changed": lambda s, share: int((s.square_().cumsum(0) / s.sum() < share).sum()) + 1,
+    },
+    "check_truncate": {
+        "smallest pieces": svd(lambda u, s, vh, r: (u[:, -r:] * s[-r:]) @ vh[-r:]),
+        "singular values are missing": svd(lambda u, s, vh, r: u[:, :r] @ vh[:r]),
+        "singular values are squared": svd(lambda u, s, vh, r: (u[:, :r] * s[:r] ** 2) @ vh[:r]),
+        "V is transposed already": lambda D, r: (lambda u, s, vh: (u[:, :r] * s[:r]) @ vh[:, :r].T)(
+            *torch.linalg.svd(D, full_matrices=True)
+        ),
+        "what is left over": svd(lambda u, s, vh, r: (u[:, r:] * s[r:]) @ vh[r:]),
+        "D itself": lambda D, r: D,
+        "rank r - 1": svd(lambda u, s, vh, r: (u[:, : r - 1] * s[: r - 1]) @ vh[: r - 1]),
+        "rank r + 1": svd(lambda u, s, vh, r: (u[:, : r + 1] * s[: r + 1]) @ vh[: r + 1]),
+        "the r-th piece alone": svd(lambda u, s, vh, r: s[r - 1] * torch.outer(u[:, r - 1], vh[r - 1])),
+        "rows of D": lambda D, r: D[:r],
+        "columns of D": lambda D, r: D[:, :r],
+        "not tuple": svd(lambda u, s, vh, r: (u[:, :r] * s[:r], vh[:r])),
+        "shapes do not fit": svd(lambda u, s, vh, r: (u[:r] * s) @ vh[:r]),
+        "the shape is": svd(lambda u, s, vh, r: s[:r]),
+        "the numbers are not": lambda D, r: D / 2,
+        "an input has changed": in_place,
+    },
+    "check_apply": {
+        "return model": lambda model, r, alpha: None,
+        "no layer is a LoraLinear yet": lambda model, r, alpha: model,
+        "the output head is wrapped": lambda model, r, alpha: loop(model.requires_grad_(False), r, alpha),
+        "linear layers are not wrapped": lambda model, r, alpha: apply_lora(model, r, alpha, targets="c_attn"),
+        "r or alpha does not reach": lambda model, r, alpha: apply_lora(model, r),  # alpha stays 16
+        "tensors of the base still train": lambda model, r, alpha: loop(model, r, alpha, head=False),
+        "freeze the model *before*": frozen_late,
+        "exactly as the base": noisy,
+        "wraps the wrapped layers again": nesting,
+        "goes through in silence": silent,
+        "has changed the model by then": late_refusal,
+        "ZeroDivisionError": lambda model, r, alpha: 1 / 0,
+    },
+    "check_wrappers": {
+        "One is not a": letters("a", "e", "a", "d"),
+        "One is not b": letters("b", "e", "a", "d"),
+        "Two is not c": letters("c", "c", "a", "d"),
+        "Three is not d": letters("c", "e", "d", "d"),
+        "Four is not e": letters("c", "e", "a", "e"),
+        "Two is not f": letters("c", "f", None, None),
+        "Three and Four are still open": letters("c", "e", None, None),
+        "Four is still open": letters("c", "e", "a", None),
+        "'g' for One": letters("g", "e", "a", "d"),
+        "keep the four classes": {"One": "c"},
+        "no fault any more": dict(zip([LoraLinear, *wrappers()[1:]], "ceda")),
+    },
+    "check_norms": {
+        "nothing trains": lambda model: model.requires_grad_(False),
+        "gains alone": freeing(r"ln_.*weight"),
+        "comes frozen": freezing_others,
+        "final norm alone": freeing("ln_f"),
+        "are still frozen, transformer.ln_f.bias for one": freeing("ln_[12]"),
+        "no norm's still train, transformer.h.0.mlp.c_fc.bias": freeing(r"ln_|c_fc\.bias"),
+        "hangs a new attribute": attribute,
+        "covers up the method": covered,
+        "changed its value": zeroed,
+        "return model": lambda model: freeing("ln_")(model) and None,
+        "AttributeError": lambda model: model.norms,
+    },
+    "check_targets": {
+        "nothing is masked": lambda ids, prompt, answer: ids[1:],
+        "wrong way round": other_way_round,
+        "everything is masked": lambda ids, prompt, answer: torch.full_like(ids[1:], -100),
+        "what does not count is -100": masked(-1, -1, fill=0),
+        "the padding counts: mask": masked(-1, None),
+        "the padding counts, and": masked(0, None),
+        "one too late: the prompt's last": masked(0, -1),
+        "one too late at both ends": masked(0, 0),
+        "one too early": masked(-2, -1),
+        "learns to stop": masked(-1, -2),
+        "one target after the answer": masked(-1, 0),
+        "the targets are the inputs": masked(0, 0, shift=False),
+        "the last one has no next token": lambda ids, prompt, answer: torch.where(
+            (torch.arange(len(ids)) >= prompt) & (torch.arange(len(ids)) < prompt + answer), ids, -100
+        ),
+        "not the targets": lambda ids, prompt, answer: ids[1:] + 1,
+        "an input has changed": lambda ids, prompt, answer: ids[1:].clamp_(max=-100),
+        "T numbers, not tuple": lambda ids, prompt, answer: (ids[1:], prompt),
+    },
+    "check_alpha": {
+        "alpha is as it was": lambda alpha, r, old, new: alpha,
+        "that is the scale:": alpha(lambda a, old, new: a / old),
+        "the same alpha has under": alpha(lambda a, old, new: a / new),
+        "wrong way round": alpha(lambda a, old, new: a * old / new),
+        "divided twice": alpha(lambda a, old, new: a / old / new),
+        "old is not looked at": alpha(lambda a, old, new: a * new),
+        "root is forgotten": alpha(lambda a, old, new: a / old * new, DIVISOR | {"alpha/sqrt(r)": lambda r: r}),
+        "r squared": alpha(lambda a, old, new: a / old * new, DIVISOR | {"alpha/sqrt(r)": lambda r: r**2}),
+        "the scales differ": lambda alpha, r, old, new: alpha + 1,
+        "one number, not str": lambda alpha, r, old, new: new,
+    },
+    "check_rank_for_budget": {
+        "may not exceed the smallest side of a matrix\n": budget(top=False),
+        "a whole number: round down": budget(rounded=float),
+        "a whole number, and": budget(rounded=float, top=False),
+        "rounded up": budget(rounded=math.ceil),
+        "rounded to the nearest": budget(rounded=round),
+        "B is forgotten": budget(lambda m, n: m),
+        "A is forgotten": budget(lambda m, n: n),
+        "W's own numbers": budget(lambda m, n: m * n),
+        "2 * rows": budget(lambda m, n: 2 * m),
+        "not 1,024": budget(kilo=1024),
+        "budget is in kilobytes": budget(kilo=1),
+        "taken for one byte": budget(each=1),
+        "taken for four bytes": budget(each=4),
+        "in bits": lambda shapes, kilobytes, bytes_each: budget()(shapes, kilobytes, 8 * bytes_each),
+        "<= and not <": budget(rounded=lambda x: math.ceil(x) - 1),
+        "one rank more": lambda *case: max(budget()(*case) - 1, 0),
+        "at r = 0 nothing is learned": lambda *case: max(budget()(*case), 1),
+        "all matrices together": lambda shapes, *rest: budget()(shapes[:1], *rest),
+        "one 100 x 150 matrix": lambda *case: 7,
+    },
+    "check_peft": {
+        "A and B are swapped: lora_A is made": peft(names="BA"),
+        "A and B are swapped, each": peft(names="BA", make=lambda t: t),
+        "nothing is transposed": peft(make=lambda t: t),
+        "the prefix is missing": peft("{}.lora_{}.weight"),
+        "the prefix has two parts": peft("base_model.{}.lora_{}.weight"),
+        "the end is missing": peft("base_model.model.{}.lora_{}"),
+        "inside PEFT's model": peft("base_model.model.{}.lora_{}.default.weight"),
+        "are capitals": peft(names="ab"),
+        "are called lora_A": peft("base_model.model.{}.{}.weight"),
+        "nothing of the base": peft(extra={"base_model.model.encoder.weight": torch.zeros(3, 5)}),
+        "keys are missing": peft(names="A"),
+        "is wrong: 'base_model": peft("model.{}.lora_{}.weight"),
+        "nothing is scaled": peft(make=lambda t: 2 * t.T),
+        "`reshape` mixes up": peft(make=lambda t: t.reshape(t.shape[::-1])),
+        "holds no tensor": peft(make=str),
+        "has the shape": peft(make=lambda t: t.T[:1, :1]),
+        "a dict of tensors by key, not list": lambda factors: list(factors),
+        "an input has changed": lambda factors: peft()({k: (A.mul_(2), B) for k, (A, B) in factors.items()}),
+    },
+    "check_merge": {
+        "scale is missing": merging(lambda W, A, B, scale: W + (A @ B).T),
+        "update is missing": merging(lambda W, A, B, scale: W.clone()),
+        "base is missing": merging(lambda W, A, B, scale: scale * (A @ B).T),
+        "subtracted": merging(lambda W, A, B, scale: W - scale * (A @ B).T),
+        "divided by r": merging(lambda W, A, B, scale: W + scale / A.size(1) * (A @ B).T),
+        "multiplies W as well": merging(lambda W, A, B, scale: scale * (W + (A @ B).T)),
+        "`reshape` and `view`": merging(lambda W, A, B, scale: W + scale * (A @ B).view(W.shape)),
+        "weight is transposed": merging(lambda W, A, B, scale: W.T + scale * A @ B),
+        "shapes do not fit": merging(lambda W, A, B, scale: W + scale * A @ B),
+        "bias is not the base's": merging(lambda W, A, B, scale: W + scale * (A @ B).T, lambda linear: None),
+        "a random one": with_random_bias,
+        "given layer, changed": merge_in_place,
+        "an input has changed": merge_and_hand_back_another,
+        "a weight that trains": merge_a_trained_weight,
+        "has the new layer got": merge_without_base,
+        "a plain nn.Linear, not LoraLinear": lambda linear, A, B, scale: LoraLinear(linear, r=A.size(1)),
+        "a plain nn.Linear, not Tensor": lambda linear, A, B, scale: linear.weight + scale * (A @ B).T,
+    },
+}
+CASES = [(name, hint) for name, wrong in WRONG.items() for hint in wrong]
+
+
+def test_every_check_is_fed_four_typical_mistakes_or_more():
+    assert WRONG.keys() == CHECKS.keys() and all(len(wrong) >= 4 for wrong in WRONG.values())
+
+
+@pytest.mark.parametrize("name, hint", CASES)
+def test_a_wrong_answer_is_told_what_is_wrong(name, hint, capsys):
+    out = said(capsys, CHECKS[name], WRONG[name][hint])
+    assert out.startswith("not yet: ") and hint.casefold() in out.casefold() and out.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_each_mistake_has_a_sentence_of_its_own(name, capsys):
+    told = [said(capsys, CHECKS[name], answer) for answer in WRONG[name].values()]
+    assert len(set(told)) == len(told)
+
+
+# right answers in other words
+
+
+def my_norms(model):
+    for path, module in model.named_modules():
+        for p in module.parameters(recurse=False):
+            p.requires_grad = path.split(".")[-1] in ("ln_1", "ln_2", "ln_f")
+    return model
+
+
+def counted(s, share):
+    total, so_far = sum(float(v) ** 2 for v in s), 0.0
+    for i, v in enumerate(s, start=1):
+        so_far += float(v) ** 2
+        if so_far >= share * total:
+            return i
+
+
+def climbing(shapes, kilobytes, bytes_each):
+    r = 0
+    while r < min(map(min, shapes)) and bytes_each * (r + 1) * sum(m + n for m, n in shapes) <= kilobytes * 1000:
+        r += 1
+    return r
+
+
+def as_list(ids, prompt, answer):
+    follows = enumerate(ids.tolist()[1:], start=1)
+    return [token if prompt <= i < prompt + answer else -100 for i, token in follows]
+
+
+def merged_by_copy(linear, A, B, scale):
+    made = copy.deepcopy(linear).requires_grad_(True)
+    with torch.no_grad():
+        made.weight.add_(B.T @ A.T, alpha=scale)
+    return made
+
+
+def letters_in_capitals():
+    return dict(zip(wrappers(), ("C", " e", "A", "d")))
+
+
+RIGHT = {
+    "check_forward": [
+        lambda x, W, A, B, alpha: x @ (W + alpha * (A @ B)),
+        lambda x, W, A, B, alpha: x.double() @ W.double() + alpha * (x.double() @ A.double() @ B.double()),
+        lambda x, W, A, B, alpha: x.numpy() @ W.numpy() + alpha * (x.numpy() @ A.numpy() @ B.numpy()),
+        lambda x, W, A, B, alpha: torch.addmm(x @ W, x @ A, B, alpha=alpha),
+    ],
+    "check_count": [
+        lambda shapes, r: sum(torch.zeros(m, r).numel() + torch.zeros(r, n).numel() for m, n in shapes),
+        lambda shapes, r: r * np.sum(shapes),
+        lambda shapes, r: float(r * torch.tensor(shapes).sum()),
+    ],
+    "check_rank": [
+        counted,
+        lambda s, share: np.searchsorted(np.cumsum(s.numpy() ** 2), share * np.sum(s.numpy() ** 2)) + 1,
+        lambda s, share: (held(s) >= share).nonzero()[0] + 1,
+    ],
+    "check_truncate": [
+        svd(lambda u, s, vh, r: u[:, :r] @ torch.diag(s[:r]) @ vh[:r]),
+        svd(lambda u, s, vh, r: sum(s[i] * torch.outer(u[:, i], vh[i]) for i in range(r))),
+        lambda D, r: (lambda u, s, v: (u[:, :r] * s[:r]) @ v[:, :r].T)(*torch.svd(D.double())),
+        lambda D, r: (lambda u, s, vh: u[:, :r] * s[:r] @ vh[:r])(*np.linalg.svd(D.numpy(), full_matrices=False)),
+    ],
+    "check_apply": [apply_lora],
+    "check_wrappers": [letters_in_capitals],
+    "check_norms": [my_norms, freeing("ln_")],
+    "check_targets": [
+        as_list,
+        lambda *case: np.array(as_list(*case)),
+        lambda *case: torch.tensor(as_list(*case)).int(),
+    ],
+    "check_alpha": [
+        lambda alpha, r, old, new: (
+            alpha
+            * r ** {"alpha": 0, "alpha/sqrt(r)": 0.5, "alpha/r": 1}[new]
+            / math.pow(r, {"alpha": 0, "alpha/sqrt(r)": 0.5, "alpha/r": 1}[old])
+        ),
+        lambda alpha, r, old, new: np.float64(alpha) / DIVISOR[old](r) * DIVISOR[new](r),
+    ],
+    "check_rank_for_budget": [climbing, budget(rounded=np.floor)],
+    "check_peft": [
+        peft(make=lambda t: t.double().T),
+        peft(make=lambda t: t.numpy().T),
+        lambda factors: dict(reversed(peft(make=lambda t: t.T.contiguous().requires_grad_())(factors).items())),
+    ],
+    "check_merge": [merged_by_copy, merging(lambda W, A, B, scale: (W.T + scale * A @ B).T)],
 }
 
 
-@pytest.mark.parametrize("hint", APPLY)
-def test_a_wrong_apply_is_told_what_is_wrong(hint, capsys):
-    out = said(capsys, exercises.check_apply, APPLY[hint])
-    assert out.startswith("not yet: ") and hint in out
+@pytest.mark.parametrize("name, i", [(name, i) for name, answers in RIGHT.items() for i in range(len(answers))])
+def test_a_right_answer_in_other_words_is_right(name, i, capsys):
+    answer = RIGHT[name][i]
+    answer = answer() if name == "check_wrappers" else answer
+    assert said(capsys, CHECKS[name], answer) == "right!\n"
 
 
-def test_our_own_apply_lora_passes(capsys):
-    assert said(capsys, exercises.check_apply, apply_lora) == "right!\n"
+def test_every_check_has_a_right_answer_in_other_words():
+    assert RIGHT.keys() == CHECKS.keys()
 
 
-def folded(name):
-    """The code of each folded solution in a notebook."""
-    cells = json.loads((NOTEBOOKS / name).read_text())["cells"]
-    text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-    return re.findall(r"<summary>Solution</summary>\s*```python\n(.*?)```", text, re.S)
+def test_a_repaired_wrapper_is_noticed_and_a_fault_of_the_learners_own_is_measured(capsys):
+    class Hot(LoraLinear):
+        def __init__(self, base, r=8, alpha=16.0):
+            super().__init__(base, r, alpha, scaling="alpha/r")
+
+    class Started(LoraLinear):
+        def __init__(self, base, r=8, alpha=16.0):
+            super().__init__(base, r, alpha)
+            nn.init.ones_(self.B)
+
+    one, two, _, _ = wrappers()
+    assert said(capsys, exercises_model.check_wrappers, {one: "c", two: "e", Hot: "f", Started: "b"}) == "right!\n"
 
 
-@pytest.mark.parametrize(
-    "name, function, check",
-    [
-        ("01_formula.ipynb", "lora_forward", exercises.check_forward),
-        ("03_wrapper.ipynb", "my_apply_lora", exercises.check_apply),
-    ],
-)
-def test_the_folded_solution_passes_in_the_place_of_the_stub(name, function, check, capsys):
-    (solution,) = folded(name)
-    scope = {"torch": torch, "nn": nn, "LoraLinear": LoraLinear}
-    exec(solution, scope)
-    assert said(capsys, check, scope[function]) == "right!\n"
+# a check never gets in the way
+
+
+def stops(*args, **kwargs):
+    raise RuntimeError("first line\nsecond line")
+
+
+@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("answer", [stops, lambda: None, None, 3, "text", type("Odd", (), {"__call__": stops})()])
+def test_a_check_survives_whatever_it_is_given(name, answer, capsys):
+    out = said(capsys, CHECKS[name], answer)
+    assert out.startswith("not yet: ") and out.count("\n") == 1
+
+
+@pytest.mark.parametrize("stop", [SystemExit, KeyboardInterrupt])
+def test_to_stop_the_kernel_is_still_possible(stop):
+    def answer(*args):
+        raise stop
+
+    with pytest.raises(stop):
+        exercises.check_count(answer)
+
+
+@each
+def test_a_check_leaves_the_notebooks_random_numbers_alone(exercise, capsys):
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    exercise.run(exercise.stub, capsys)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+@pytest.mark.parametrize("name", ["check_forward", "check_rank", "check_truncate", "check_targets"])
+def test_a_check_asks_the_same_when_it_is_run_again(name):
+    asked = []
+
+    def answer(tensor, *_):
+        asked.append(tensor.clone())
+
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        CHECKS[name](answer)
+    half = len(asked) // 2
+    assert half >= 2 and all(torch.equal(first, again) for first, again in zip(asked[:half], asked[half:]))

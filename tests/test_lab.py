@@ -1,6 +1,7 @@
 """The live lab, clicked in every order: it trains, stops, compares, saves, and nothing wedges it."""
 
 import asyncio
+import threading
 
 import pytest
 import torch
@@ -230,3 +231,31 @@ def test_answers_are_escaped(lab):
     lab.model.generate = lambda ids, *args, **kwargs: torch.cat((ids, torch.tensor([[27, 65, 29]])), dim=1)  # "<b>"
     click(lab, "Answer")
     assert "&lt;b&gt;" in lab.answers.value
+
+
+def test_clicks_that_come_on_another_thread_wait_for_the_step_and_spoil_nothing(lab, tmp_path):
+    """JupyterLab may call back on a thread of its own (a kernel subshell) while a step is under way."""
+    lab.controls["steps"].value = 30
+    stop, raised = threading.Event(), []
+
+    def elsewhere():
+        try:
+            while not stop.is_set():
+                lab.answer(), lab.save()
+        except Exception as error:
+            raised.append(error)
+
+    async def both():
+        click(lab, "Train")
+        await until(lambda: lab.trials and lab.trials[-1].seconds)
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        await until(lambda: not lab.running and lab._job.done())
+        stop.set()
+        await asyncio.to_thread(thread.join)
+
+    asyncio.run(both())
+    assert not raised and lab.trials[-1].ended == "done" and len(lab.trials[-1].seconds) == 30
+    alone = lab.trials[-1].heldout
+    asyncio.run(trained(lab))
+    assert lab.trials[-1].heldout == alone, "a step that an answer ran into would have trained on the bare base"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llm.matrices import MATRICES, approximate, noise, word
+from llm.matrices import MATRICES, approximate, noise, word, wrapped
 
 
 @pytest.mark.parametrize("make", MATRICES.values(), ids=MATRICES)
@@ -34,3 +34,22 @@ def test_no_least_squares_fit_from_any_start_beats_it():
         B = torch.linalg.lstsq(A, target).solution
         A = torch.linalg.lstsq(B.T, target.T).solution.T
     assert best - 1e-6 <= ((target - A @ B).norm() / target.norm()).item() < best + 0.02
+
+
+def test_a_wrapped_layer_has_the_rank_and_the_scale_it_is_given():
+    part = wrapped(d=64, r=5, alpha=3)
+    assert torch.linalg.matrix_rank(part.update) == 5
+    assert torch.allclose(part.update, 3 * wrapped(d=64, r=5, alpha=1).update)
+    assert not wrapped(d=64, r=5, alpha=0).update.any()
+
+
+def test_a_higher_rank_adds_patterns_and_a_wider_layer_adds_rows_and_columns():
+    part = wrapped(d=64, r=5, alpha=1)
+    assert torch.equal(part.W, wrapped(128, 5, 1).W[:64, :64])
+    assert torch.equal(part.A, wrapped(64, 32, 1).A[:, :5]) and torch.equal(part.B, wrapped(64, 32, 1).B[:5])
+
+
+@pytest.mark.parametrize("d, r", [(128, 0), (128, 33), (16, 17), (129, 1)])
+def test_a_rank_or_width_that_cannot_be_is_refused(d, r):
+    with pytest.raises(ValueError, match="use 1 <= r"):
+        wrapped(d, r, 1)

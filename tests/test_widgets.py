@@ -1,13 +1,20 @@
 """The widgets, driven as a hand would: a control moves, and text and picture follow."""
 
 import io
+import threading
+import time
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
 from matplotlib.figure import Figure
 
+from llm import widgets
+from llm.adapters import save_adapter
+from llm.lora import apply_lora, lora_layers
 from llm.matrices import noise
-from llm.widgets import Explorer, delta_explorer, rank_explorer, slider
+from llm.model import GPT, GPTConfig
+from llm.widgets import Explorer, Voices, delta_explorer, layer_explorer, rank_explorer, slider, targets_explorer
 
 
 def size(png):
@@ -72,3 +79,137 @@ def test_a_rank_above_the_layers_size_still_draws():
     explorer = delta_explorer({"records": {"transformer.h.0.attn.c_attn.weight": noise(24, 16)}})
     explorer.controls["r"].value = 64
     assert "100% of the energy" in explorer.text.value
+
+
+def test_the_layer_explorer_counts_and_draws_at_every_end():
+    explorer = layer_explorer()
+    assert "r = 8, d = 128: 2,048 numbers in A and B for 16,384 in W, 8.0 times fewer" in explorer.text.value
+    seen = {explorer.image.value}
+    for name, value in (("alpha", 0), ("r", 32), ("d", 32), ("alpha", 16), ("r", 1), ("d", 128)):
+        explorer.controls[name].value = value
+        assert explorer.image.value not in seen, name
+        seen.add(explorer.image.value)
+    explorer.controls["d"].value, explorer.controls["r"].value = 32, 32
+    assert "2,048 numbers in A and B for 1,024 in W, 0.5 times fewer" in explorer.text.value
+
+
+@pytest.fixture
+def targets():
+    return targets_explorer({"everything": lambda model: model})
+
+
+def test_the_targets_explorer_counts_what_apply_lora_does(targets):
+    assert "65,536 parameters train, 208.5 times fewer" in targets.text.value and "262,144 bytes" in targets.text.value
+    targets.controls["lm_head"].value = True
+    assert "468,616 parameters train, 29.2 times fewer" in targets.text.value
+    for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
+        targets.controls[name].value = False
+    assert "403,080 parameters train" in targets.text.value
+    before = targets.image.value
+    targets.controls["lm_head"].value = False
+    assert "nothing trains: choose a target" in targets.text.value and targets.image.value != before
+
+
+def test_another_way_is_called_for_real_and_the_controls_that_it_ignores_are_off(targets):
+    targets.controls["way"].value = "everything"
+    assert "13,665,280 parameters train, 1.0 times" in targets.text.value
+    assert all(c.disabled for name, c in targets.controls.items() if name != "way")
+    targets.controls["way"].value = targets.controls["way"].options[0]
+    assert not any(c.disabled for c in targets.controls.values()) and "65,536" in targets.text.value
+
+
+@pytest.mark.parametrize("r", [1, 64])
+def test_the_targets_explorer_draws_at_both_ends_of_the_rank(targets, r):
+    targets.controls["r"].value = r
+    assert f"{8192 * r:,} parameters train" in targets.text.value
+
+
+@pytest.fixture
+def voices(tmp_path):
+    config = GPTConfig(n_layer=1, n_head=2, n_embd=16)
+
+    def base():
+        torch.manual_seed(0)
+        return GPT(config)
+
+    for i in (1, 2):
+        torch.manual_seed(i)
+        model = apply_lora(base(), r=2)
+        for layer in lora_layers(model).values():
+            layer.B.data.normal_()
+        save_adapter(model, tmp_path / str(i))
+    return Voices(base(), {"plays": tmp_path / "1", "<b>code</b>": tmp_path / "2"}, "My lord")
+
+
+def test_each_voice_is_heard_once_and_stays_for_comparison(voices):
+    assert voices.answers.value.count("<pre>") == 1 and "no adapter" in voices.text.value
+    base = voices.answers.value
+    voices.choice.value = "plays"
+    assert voices.answers.value.count("<pre>") == 2 and len(lora_layers(voices._model)) == 4
+    voices.choice.value = "<b>code</b>"
+    assert voices.answers.value.count("<pre>") == 3 and "<b><b>" not in voices.answers.value
+    voices.choice.value = voices.BASE
+    assert not lora_layers(voices._model)
+    voices.prompt.value = "My lady"
+    assert voices.answers.value.count("<pre>") == 1 and voices.answers.value != base
+
+
+def test_an_empty_prompt_and_a_broken_adapter_get_a_sentence_and_the_explorer_goes_on(voices):
+    voices.prompt.value = "  "
+    assert "the prompt is empty" in voices.text.value and not voices.answers.value
+    voices.prompt.value = "My lord"
+    (voices._folders["plays"] / "adapter_model.safetensors").write_bytes(b"cut")
+    voices.choice.value = "plays"
+    assert "is damaged" in voices.text.value
+    voices.choice.value = "<b>code</b>"
+    assert "swapped in" in voices.text.value
+
+
+def together(*acts, times=12):
+    """Each act in a thread of its own, as JupyterLab's subshells call widgets back; what any of them raised."""
+    raised = []
+
+    def repeat(act):
+        try:
+            for i in range(times):
+                act(i)
+        except Exception as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=repeat, args=(act,)) for act in acts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return raised
+
+
+def test_callbacks_on_several_threads_leave_text_and_picture_as_the_last_values_have_them():
+    explorer, fresh = layer_explorer(), layer_explorer()
+
+    def move(name, first):
+        return lambda i: setattr(explorer.controls[name], "value", first + i % 4)
+
+    assert not together(move("r", 5), move("alpha", 3), lambda i: explorer.refresh())
+    for name in ("r", "alpha"):
+        fresh.controls[name].value = explorer.controls[name].value
+    assert explorer.text.value == fresh.text.value and explorer.image.value == fresh.image.value
+
+
+def test_voices_on_several_threads_each_answer_with_their_own_adapter(voices, monkeypatch):
+    def factors(model):
+        return [layer.B.clone() for layer in lora_layers(model).values()]
+
+    def slowly(model, _task, prompt):
+        before = factors(model)
+        time.sleep(0.02)  # long enough for another thread to swap, if it could
+        assert all(torch.equal(t, u) for t, u in zip(before, factors(model), strict=True))
+        return prompt
+
+    monkeypatch.setattr(widgets, "go_on", slowly)
+    voices._heard.clear()
+
+    def ask(name):
+        return lambda i: (setattr(voices.choice, "value", name), voices._heard.clear(), voices.answer())
+
+    assert not together(*map(ask, voices.choice.options), times=4)

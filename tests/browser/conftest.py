@@ -13,6 +13,7 @@ import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -36,6 +37,22 @@ def pytest_collection_modifyitems(items):
     if here and not CHROMIUM and not REQUIRED:
         for item in here:
             item.add_marker(pytest.mark.skip(reason="no Chromium on this machine: install chromium to run these"))
+
+
+TIMES = {}  # what the tests measured, shown at the end of the run
+
+
+def pytest_terminal_summary(terminalreporter):
+    if TIMES:
+        terminalreporter.section("measured in the browser, milliseconds (median, slowest, of how many)")
+        for what, found in TIMES.items():
+            terminalreporter.write_line(f"{what:50} {median(found):6.0f} {max(found):6.0f} {len(found):4}")
+
+
+@pytest.fixture
+def times():
+    """times(what, milliseconds): kept for the summary."""
+    return lambda what, value: TIMES.setdefault(what, []).append(value)
 
 
 @dataclass
@@ -106,34 +123,65 @@ class Notebook:
     """One notebook in JupyterLab: run it, find its widgets, see what the page and the kernel complained of."""
 
     def __init__(self, page, server, name):
-        self.page, self.folder, self.errors = page, server.folder, []
+        self.name = name[:2]
+        self.page, self.server, self.folder, self.errors = page, server, server.folder, []
         page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
         page.goto(f"{server.url}/lab/tree/{name}?token={server.token}&reset")
         self.wait_for("app.shell.currentWidget?.sessionContext?.isReady")
         self.wait_for("app.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'")
+        # an exception in a widget's callback belongs to no cell: only the kernel's messages tell of it
+        page.evaluate(
+            """() => {
+                window.kernelErrors = [];
+                const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+                kernel.iopubMessage.connect((_, m) => {
+                    if (m.header.msg_type === 'error') window.kernelErrors.push(m.content.traceback.join('\\n'));
+                });
+            }"""
+        )
+
+    def complaints(self):
+        """What the page's console, the kernel and the server have said of errors so far."""
+        log = [line for line in self.server.log.read_text().splitlines() if "Traceback" in line or " ERROR " in line]
+        return self.errors + self.page.evaluate("() => window.kernelErrors") + log
 
     def wait_for(self, condition, seconds=60):
         self.page.wait_for_function(
             f"() => {{ const app = window.jupyterapp; return app && ({condition}); }}", timeout=1000 * seconds
         )
 
-    def run_all(self, seconds=200):
+    def run_all(self, seconds=400):
         """Run All from the menu, to the end; fails when a cell did."""
         # stored outputs bring their execution counts along: without them a count says that a cell has run just now
         self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        failed = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
         last = "[...app.shell.currentWidget.content.widgets].filter(c => c.model.type === 'code').at(-1).model"
-        self.wait_for(f'{last}.executionCount !== null || document.querySelector("{failed}")', seconds)
+        self.wait_for(f"{last}.executionCount !== null || window.kernelErrors.length", seconds)
         self.wait_for("app.shell.currentWidget.sessionContext.session.kernel.status === 'idle'", seconds)
-        assert not self.page.locator(failed).all_inner_texts()
+        assert not self.complaints()
 
     def wait_for_text(self, part, text, seconds=15, where="[role=status]"):
         """Until the widget `part` says `text`."""
         part.locator(where).filter(has_text=text).first.wait_for(timeout=1000 * seconds)
+
+    def delay(self, part, watched, act):
+        """Milliseconds from a key pressed in `act` until `watched` inside `part` has drawn something else."""
+        part.locator(watched).first.evaluate(
+            """(node) => {
+                window.delay = null;
+                let began = null;
+                const done = () => { if (began !== null && window.delay === null) window.delay = performance.now() - began; };
+                addEventListener('keydown', () => { began = performance.now(); }, { once: true, capture: true });
+                if (node.tagName === 'IMG') node.addEventListener('load', done, { once: true });
+                else new MutationObserver(done).observe(node, { childList: true, subtree: true, characterData: true });
+            }"""
+        )
+        act()
+        self.page.wait_for_function("() => window.delay !== null")
+        return self.page.evaluate("() => window.delay")
 
     def shot(self, name):
         SHOTS.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,431 @@
+"""The command line: help that fits, JSON that parses, errors in one sentence, Ctrl-C that loses nothing."""
+
+import importlib.metadata
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.main import get_command
+
+from llm import bases, corpora, doctor, finetune, pretrained
+from llm.__main__ import main
+from llm.adapter_files import CONFIG, TENSORS
+from llm.commands import app
+from llm.console import Stop
+from llm.pretrained import BaseError
+from llm.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = get_command(app).commands
+TEXT = "The cat sat on the mat, and the dog sat on the log. " * 40
+QUICK = ["--rank", "2", "--alpha", "4", "--rows", "3", "--block", "8", "--seed", "5"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """A folder of its own with a text in it, as a learner would have."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(TEXT)
+
+
+def said(capsys, *argv):
+    """Exit code, stdout and stderr of a command."""
+    code = main([str(a) for a in argv])
+    return code, *capsys.readouterr()
+
+
+def lines(out):
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def start(*argv, **options):
+    """A command in a process of its own."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "llm", *map(str, argv)]
+    return subprocess.Popen(command, env=env, stdout=-1, stderr=-1, text=True, **options)
+
+
+@pytest.fixture
+def made(tiny, capsys):
+    """An adapter made by the command line, in the folder "made"."""
+    assert main(["finetune", "text.txt", "--base", tiny, "--out", "made", "--steps", "3", "--lr", "0.5", *QUICK]) == 0
+    capsys.readouterr()
+    return "made"
+
+
+# help
+
+
+@pytest.mark.parametrize("name", [None, *COMMANDS])
+def test_help_fits_a_screen_and_has_an_example_that_holds(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = said(capsys, *([name] if name else []), "--help")
+    shown = out.rstrip().splitlines()
+    assert code == 0 and not err and len(shown) <= 24 and max(map(len, shown)) <= 80, out
+    assert not re.search("[^\n -~]", out)  # readable everywhere
+    if name:
+        (example,) = re.findall(r"^  Example: python -m llm (.*)$", out, re.M)
+        command, *argv = shlex.split(example)
+        assert command == name and COMMANDS[name].make_context(name, argv)
+        assert all(option.help for option in COMMANDS[name].params if option.param_type_name == "option")
+
+
+def test_help_names_every_command_and_no_sentence_is_cut_short(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = said(capsys, "--help")
+    shown = out.partition("Commands:\n")[2]
+    assert re.findall(r"^  (\w+)  +[A-Z].*\.$", shown, re.M) == list(COMMANDS) and "..." not in shown
+    bare = said(capsys)
+    assert bare[0] == 2 and "Usage" in bare[1] + bare[2]
+
+
+def test_help_does_not_wait_for_torch():
+    script = (
+        "import sys; from llm.__main__ import main; main(['finetune', '--help']); assert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+
+
+# finetune
+
+
+def test_finetune_says_what_trains_what_it_does_to_the_loss_and_where_the_adapter_is(tiny, capsys):
+    code, out, err = said(capsys, "finetune", "text.txt", "--base", tiny, "--out", "out", "--steps", "3", *QUICK)
+    assert code == 0 and (Path("out") / TENSORS).exists()
+    first, last = out.splitlines()
+    assert re.fullmatch(r"512 of 1,613,008 parameters train; held-out loss 10\.\d{4}", first), first
+    assert re.fullmatch(r"held-out loss 10\.\d{4}; the adapter is in out", last)
+    assert "3/3" in err and "loss 10." in err
+
+
+def test_finetune_in_json_is_a_line_for_the_start_each_step_and_the_end_and_nothing_else(tiny, capsys):
+    argv = ["finetune", "text.txt", "--base", tiny, "--out", "out", "--steps", "3", "--json", *QUICK]
+    code, out, _ = said(capsys, *argv)
+    first, *steps, last = lines(out)
+    assert code == 0 and [row["event"] for row in (first, *steps, last)] == ["start", "step", "step", "step", "end"]
+    assert (first["done"], first["steps"], first["trainable"]) == (0, 3, 512) and last["adapter"] == "out"
+    assert [row["step"] for row in steps] == [1, 2, 3] and all(row["tokens"] == 24 for row in steps)
+    assert {"loss", "lr", "seconds"} <= steps[0].keys() and last["heldout"] != first["heldout"]
+
+
+def test_every_option_reaches_the_run(tiny, monkeypatch):
+    asked = []
+    monkeypatch.setattr(finetune, "begin", lambda *args: asked.append(args) or (_ for _ in ()).throw(ValueError("x")))
+    given = dict(rank=3, alpha=5.0, scaling="alpha/sqrt(r)", targets="mlp", steps=7, lr=0.25, rows=9, block=11, seed=13)
+    options = [part for key, value in given.items() for part in (f"--{key}", str(value))]
+    assert main(["finetune", "text.txt", "--base", tiny, "--out", "o", "--dtype", "bfloat16", *options]) == 1
+    [(settings, out, device, group)] = asked
+    assert settings == Settings("text.txt", tiny, dtype="bfloat16", **given)
+    assert (out, device, group.size) == (Path("o"), "cpu", 1)
+    assert main(["finetune", "records"]) == 1 and asked[1][0] == Settings("records")  # the defaults are the same
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
+def test_ctrl_c_saves_what_there_is_and_the_run_goes_on_bit_for_bit(tiny, capsys, number):
+    argv = ["finetune", "text.txt", "--base", tiny, "--steps", "5000", "--every", "5000", *QUICK]
+    run = start(*argv, "--out", "stopped", "--json")
+    seen = [json.loads(run.stdout.readline()) for _ in range(4)]  # the start, then three steps
+    assert seen[-1]["step"] == 3
+    run.send_signal(number)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 128 + number
+    done = lines(out)[-1]["done"]
+    assert lines(out)[-1] == dict(event="stopped", done=done, steps=5000, adapter="stopped")
+    assert "stopping after this step" in err
+    again = "go on with `python -m llm finetune --resume --out stopped`"
+    assert err.splitlines()[-1] == f"stopped after step {done} of 5000, and saved: {again}"
+    settings = Settings("text.txt", tiny, rank=2, alpha=4.0, rows=3, block=8, seed=5, steps=5000)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the other process: the order of a sum is part of its bits
+    try:
+        whole = finetune.begin(settings, Path("whole"))
+        list(whole.steps(stop=lambda: whole.done == done + 2))
+        more = finetune.resume(Path("stopped"))
+        list(more.steps(stop=lambda: more.done == done + 2))
+    finally:
+        torch.set_num_threads(before)
+    one, other = (load_file(f"{name}/{TENSORS}") for name in ("whole", "stopped"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_resume_needs_no_more_than_the_folder_and_refuses_what_differs(tiny, capsys, monkeypatch):
+    argv = ["finetune", "text.txt", "--base", tiny, "--out", "out", "--steps", "4", *QUICK]
+    with monkeypatch.context() as patched:  # somebody stops it after the first step
+        patched.setattr(Stop, "__init__", lambda self: setattr(self, "signal", signal.SIGINT))
+        code, out, err = said(capsys, *argv)
+    assert code == 130 and "stopped after step 1 of 4, and saved" in err and len(out.splitlines()) == 1
+    code, _, err = said(capsys, "finetune", "--resume", "--out", "out", "--rank", "8")
+    assert code == 1 and "--rank 8 is not what the run in out began with (2)" in err
+    code, out, _ = said(capsys, "finetune", "--resume", "--out", "out", "--rank", "2", "--json")
+    assert code == 0 and [row["step"] for row in lines(out)[1:-1]] == [2, 3, 4] and lines(out)[0]["done"] == 1
+
+
+def test_the_first_signal_is_a_wish_the_second_one_stops_at_once_but_not_under_torchrun(capfd, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), Stop() as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGINT)
+        assert stop() and stop.signal == signal.SIGINT
+        signal.raise_signal(signal.SIGINT)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    with Stop() as stop:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert stop() and stop.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGINT) is before and capfd.readouterr().err.count("stopping after this step") == 2
+
+
+def test_ctrl_c_before_the_first_step_is_one_word(tiny, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bases, "load", interrupt)
+    assert said(capsys, "finetune", "text.txt", "--base", tiny) == (130, "", "stopped\n")
+
+
+def test_the_courses_own_base_and_a_corpus_by_name(capsys):
+    argv = ["finetune", "records", "--steps", "2", "--rows", "2", "--out", "out", "--json"]
+    code, out, _ = said(capsys, *argv)
+    assert code == 0 and lines(out)[0]["trainable"] == 65_536
+    code, out, _ = said(capsys, "generate", 'Send "river" from "Angel".', "--adapter", "out", "--temperature", 0)
+    assert code == 0 and out.startswith("{")  # the base writes records after a sentence and a line break
+
+
+# generate, adapters, merge
+
+
+def test_generate_repeats_itself_by_seed_and_an_adapter_changes_what_it_says(tiny, made, capsys):
+    base = ["generate", "The cat", "--base", tiny, "--max-new-tokens", "12", "--seed", "1"]
+    texts = [said(capsys, *base)[1], said(capsys, *base)[1], said(capsys, *base, "--adapter", made)[1]]
+    assert texts[0] == texts[1] != texts[2]
+    code, out, err = said(capsys, *base, "--json")
+    assert code == 0 and not err and json.loads(out)["text"] + "\n" == texts[0] and json.loads(out)["seed"] == 1
+
+
+def test_generate_takes_the_base_that_the_adapter_was_made_on(tiny, made, capsys):
+    found = [said(capsys, "generate", "The", "--adapter", made, "--seed", 1, *more) for more in ([], ["--base", tiny])]
+    assert found[0] == found[1] and found[0][0] == 0
+
+
+def test_a_prompt_gets_the_line_break_that_the_rows_had_and_no_second_one(tiny, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(bases.Base, "generate", lambda self, prompt, *_: asked.append(prompt) or "")
+    rows = [json.dumps({"prompt": str(i), "completion": "so"}) for i in range(3)]
+    Path("rows.jsonl").write_text("\n".join(rows))
+    for data, out in (("rows.jsonl", "rows"), ("text.txt", "text")):
+        assert main(["finetune", data, "--base", tiny, "--out", out, "--steps", "1", *QUICK]) == 0
+    for argv in (["7", "--adapter", "rows"], ["7\n", "--adapter", "rows"], ["7", "--adapter", "text"], ["7"]):
+        assert main(["generate", *argv, *(["--base", tiny] if len(argv) == 1 else [])]) == 0
+    assert asked == ["7\n", "7\n", "7", "7"]
+
+
+def test_adapters_shows_each_and_whether_it_fits(tiny, stranger, made, capsys):
+    code, out, err = said(capsys, "adapters", made)
+    assert code == 0 and not err and "rank 2, alpha 4, scale alpha/r = 2" in out and "512 parameters" in out
+    assert "fits" not in out
+    code, out, err = said(capsys, "adapters", made, made, "--base", tiny)
+    assert code == 0 and out.count(f"fits {tiny}") == 2
+    code, out, err = said(capsys, "adapters", made, "--base", stranger)
+    assert code == 1 and "rank 2" in out and "fits" not in out and err.startswith("error: made was trained on another")
+
+
+def test_adapters_in_json_is_one_object_that_says_the_same_also_of_what_is_damaged(tiny, made, capsys):
+    (Path("bad") / "x").mkdir(parents=True)
+    code, out, err = said(capsys, "adapters", made, "bad", "--base", tiny, "--json")
+    good, bad = json.loads(out)["adapters"]
+    assert code == 1 and not err
+    assert (good["folder"], good["r"], good["alpha"], good["parameters"], good["fits"]) == ("made", 2, 4, 512, True)
+    assert good["error"] is None and len(good["targets"]) == 4 and good["fingerprint"] and good["bytes"] > 2048
+    assert bad["folder"] == "bad" and bad["fits"] is None and "has no adapter_model.safetensors" in bad["error"]
+
+
+def test_merge_writes_a_base_that_says_what_base_and_adapter_said(tiny, made, capsys):
+    asked = ["--temperature", "0", "--max-new-tokens", "9", "--json"]
+    before = json.loads(said(capsys, "generate", "The cat", "--adapter", made, *asked)[1])["text"]
+    code, out, _ = said(capsys, "merge", made, "--out", "whole", "--json")
+    assert code == 0 and json.loads(out) == {"base": tiny, "adapter": "made", "out": "whole"}
+    assert json.loads(said(capsys, "generate", "The cat", "--base", "whole", *asked)[1])["text"] == before
+    plain = json.loads(said(capsys, "generate", "The cat", "--base", tiny, *asked)[1])["text"]
+    assert plain != before  # the adapter does something
+    code, _, err = said(capsys, "merge", made, "--out", "whole")
+    assert code == 1 and err == "error: whole is in use: choose another --out, or move it away\n"
+
+
+# errors
+
+
+BAD = [
+    (["finetune", "no.txt"], "there is no file no.txt: choose one of speeches"),
+    (["finetune", "records", "--base", "nowhere"], "there is no base called 'nowhere': choose one of course"),
+    (["finetune", "records", "--device", "tpu"], "there is no device 'tpu' here: choose one of cpu"),
+    (["finetune", "records", "--device", "cpu:x"], "there is no device 'cpu:x' here"),
+    (["finetune", "records", "--dtype", "int8"], "there is no --dtype int8 here: choose one of float32, bfloat16"),
+    (["finetune", "records", "--rank", "0"], "rank r=0 does not fit"),
+    (["finetune", "--resume", "--out", "nowhere"], "there is nothing to resume in nowhere"),
+    (["finetune", "records", "--out", "text.txt"], "text.txt is a file: choose another --out"),
+    (["generate", "x", "--adapter", "nowhere"], "nowhere does not exist: give the folder"),
+    (["generate", "x", "--top-k", "0"], "top_k=0 keeps no token"),
+    (["adapters", "nowhere"], "nowhere does not exist: give the folder"),
+    (["merge", "nowhere", "--out", "o"], "nowhere does not exist: give the folder"),
+]
+
+
+@pytest.mark.parametrize(("argv", "says"), BAD, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_what_is_wrong_is_one_sentence_on_stderr_and_exit_code_1(argv, says, capsys):
+    before = sorted(Path().iterdir())
+    code, out, err = said(capsys, *argv)
+    assert code == 1 and not out and err.startswith(f"error: {says}") and err.count("\n") == 1, err
+    assert sorted(Path().iterdir()) == before
+
+
+USAGE = [["finetune"], ["finetune", "records", "--rank", "two"], ["finetune", "records", "--scaling", "beta"]]
+
+
+@pytest.mark.parametrize("argv", [*USAGE, ["sing"], ["generate"], ["merge", "x"], ["fetch", "--no"]], ids=" ".join)
+def test_what_is_no_command_is_exit_code_2_and_says_how_it_is_used(argv, capsys):
+    code, out, err = said(capsys, *argv)
+    assert code == 2 and not out and "Usage: python -m llm" in err and "Error" in err
+
+
+def torchs_own():
+    torch.empty(2**60)
+
+
+def pythons_own():
+    raise MemoryError
+
+
+def gpus_own():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity of ...")
+
+
+@pytest.mark.parametrize("full", [torchs_own, pythons_own, gpus_own])
+def test_out_of_memory_is_one_sentence_and_the_last_checkpoint_can_be_gone_on_with(tiny, capsys, monkeypatch, full):
+    def run_out(*_, **__):
+        full()
+        yield
+
+    monkeypatch.setattr(finetune, "train", run_out)
+    code, _, err = said(capsys, "finetune", "text.txt", "--base", tiny, "--out", "out", *QUICK)
+    assert code == 1 and err.splitlines()[-1].startswith("error: out of memory: give fewer --rows")
+    assert finetune.resume(Path("out")).done == 0
+
+
+def test_a_defect_is_not_dressed_up_as_a_mistake_of_the_learners(capsys, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(bases, "load", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        main(["generate", "x"])
+
+
+def test_without_torch_the_commands_point_to_the_doctor_and_the_doctor_says_what_is_missing():
+    script = "import sys; sys.modules['torch'] = None; from llm.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    run = [sys.executable, "-c", script]
+    done = subprocess.run([*run, "generate", "x"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: torch is missing: `python -m llm doctor` says how to get it\n"
+    done = subprocess.run([*run, "doctor"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "device             unknown: torch does not load" in done.stdout
+    assert "base model, for every notebook: cannot be looked at without torch: install that first" in done.stdout
+
+
+# doctor
+
+
+def test_the_doctor_finds_all_that_this_environment_has(capsys):
+    code, out, err = said(capsys, "doctor", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["ok"] and not err
+    names = {check["name"] for check in found["checks"]}
+    assert {"python", "torch", "transformers", "peft", "gguf", "ipywidgets", "tokenizer", "base model"} <= names
+    assert {f"corpus {name}" for name in corpora.sources()} | {"model smollm2"} <= names
+    assert {"device", "cores", "memory", "disk"} <= found["machine"].keys()
+    assert all(check["found"] for check in found["checks"] if check["needed"] == "every notebook")
+    assert said(capsys, "doctor")[1].splitlines()[-1] == "all that every notebook needs is here"
+
+
+def lacking(monkeypatch, package, version=None):
+    real = importlib.metadata.version
+
+    def found(name):
+        if name != package:
+            return real(name)
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(importlib.metadata, "version", found)
+
+
+DRY = [
+    ("peft", None, 0, 'peft, for notebook 07: make real, or pip install -e ".[real]"'),
+    ("transformers", "4.9.1", 0, "transformers, for notebook 07: 4.50 or newer is needed"),
+    ("jupyterlab", None, 0, 'jupyterlab, for JupyterLab: pip install -e ".[dev]"'),
+    ("tqdm", None, 1, "tqdm, for every notebook: pip install -e ."),
+    ("torch", "2.5.1+cu124", 1, "torch, for every notebook: 2.6 or newer is needed: pip install -e ."),
+]
+
+
+@pytest.mark.parametrize(("package", "version", "code", "says"), DRY)
+def test_the_doctor_names_what_is_missing_or_too_old_and_how_to_get_it(
+    capsys, monkeypatch, package, version, code, says
+):
+    lacking(monkeypatch, package, version)
+    found, out, _ = said(capsys, "doctor")
+    assert found == code and says in out and re.search(rf"^LACK {package} ", out, re.M)
+    found, out, _ = said(capsys, "doctor", "--json")
+    (check,) = [check for check in json.loads(out)["checks"] if not check["ok"]]
+    assert json.loads(out)["ok"] == (code == 0) and check["name"] == package and check["found"] == version
+
+
+def test_a_version_is_compared_by_its_numbers():
+    assert doctor._at_least("2.13.0+cpu", "2.6") and doctor._at_least("2.6", "2.6") and doctor._at_least("3", "2.6")
+    assert not doctor._at_least("2.5.9", "2.6") and not doctor._at_least("0.9", "0.12")
+
+
+def test_the_doctor_looks_into_the_caches(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(corpora, "CACHE", tmp_path)
+    code, out, _ = said(capsys, "doctor")
+    assert code == 1 and "corpus speeches, for every notebook: not fetched yet: python -m llm fetch\n" in out
+    assert "model smollm2, for notebook 07: not fetched yet: make real" in out
+    assert out.splitlines()[-1] == "the course cannot run yet"
+
+
+def test_the_doctor_finds_a_damaged_base_and_tells_of_a_checkpoint_of_the_learners_own(capsys, monkeypatch, tmp_path):
+    def damaged():
+        raise BaseError("model.safetensors is damaged: restore it")
+
+    monkeypatch.setattr(pretrained, "load_base", damaged)
+    code, out, _ = said(capsys, "doctor")
+    assert code == 1 and "base model, for every notebook: model.safetensors is damaged: restore it" in out
+    monkeypatch.setattr(pretrained, "load_base", lambda: None)
+    monkeypatch.setattr(pretrained, "CHECKPOINT", tmp_path / "text.txt")
+    assert f"your own {tmp_path / 'text.txt'}" in said(capsys, "doctor")[1]
+
+
+# fetch
+
+
+def test_fetch_brings_the_corpora_and_the_real_model_only_when_asked(capsys, monkeypatch, tmp_path):
+    corpus = corpora.Corpus("x", torch.zeros(1000), torch.zeros(100))
+    monkeypatch.setattr(corpora, "load", lambda name: corpus)
+    asked = []
+    monkeypatch.setattr(bases, "fetch_smollm2", lambda: asked.append(1) or tmp_path)
+    code, out, _ = said(capsys, "fetch")
+    assert code == 0 and out.count("1,000 tokens to train on") == 3 and not asked
+    code, out, _ = said(capsys, "fetch", "--real")
+    assert code == 0 and asked and out.splitlines()[-1].startswith("smollm2") and str(tmp_path) in out
+
+
+def test_no_file_of_an_adapter_is_left_out(made):
+    assert {path.name for path in Path(made).iterdir()} == {CONFIG, TENSORS, "run.json"}

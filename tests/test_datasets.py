@@ -1,0 +1,223 @@
+"""A learner's text becomes windows or rows; what cannot be used is one sentence that says where and what to do."""
+
+import json
+from itertools import islice
+
+import pytest
+import torch
+
+from llm import corpora, records
+from llm.corpora import Corpus, CorpusError
+from llm.datasets import BREAK, HELD, load_dataset, names
+from llm.loss import IGNORE
+from llm.tasks import UNSEEN
+from llm.tokenizer import GPT2, Tokenizer, decode, encode
+
+BYTES = Tokenizer("bytes", lambda text: list(text.encode()), lambda ids: bytes(ids).decode(), 256)
+PROSE = "".join(f"Line {i} of a text that is long enough to be cut into windows.\n" for i in range(80))
+
+
+def rows(n, start=0):
+    return [{"prompt": f"{i} plus one", "completion": f"is {i + 1}"} for i in range(start, start + n)]
+
+
+def write(path, text):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def jsonl(path, made):
+    return write(path, "".join(json.dumps(row) + "\n" for row in made))
+
+
+# a text
+
+
+def test_a_text_becomes_windows_of_its_own_tokens_and_the_targets_are_one_token_on(tmp_path):
+    data = load_dataset(write(tmp_path / "a.txt", PROSE), block=16)
+    x, y = next(data.batches(5, 0, 0))
+    assert x.shape == y.shape == (5, 16) and torch.equal(x[:, 1:], y[:, :-1]) and not data.completes
+    assert all(decode(row) in PROSE for row in x)
+
+
+def test_what_is_held_out_of_a_text_is_its_end_and_no_training_window_reaches_into_it(tmp_path):
+    text = "".join(chr(33 + i % 90) + str(i) for i in range(300))  # no two windows of it are alike
+    data = load_dataset(write(tmp_path / "a.txt", text), BYTES, block=8)
+    held = [bytes(row).decode() for x, _ in data.heldout for row in x.tolist()]
+    begins = min(text.index(row) for row in held)
+    assert begins > len(text) * 0.85
+    seen = [bytes(row).decode() for x, _ in islice(data.batches(50, 0, 0), 40) for row in x.tolist()]
+    assert len(set(seen)) > 500 and all(text.index(row) + 8 <= begins for row in seen)
+
+
+def test_a_batch_depends_on_seed_and_index_alone(tmp_path):
+    for path in (write(tmp_path / "a.txt", PROSE), jsonl(tmp_path / "a.jsonl", rows(30)), "records"):
+        data = load_dataset(path)
+        third = list(islice(data.batches(3, 7, 0), 4))[3]
+        assert all(torch.equal(a, b) for a, b in zip(third, next(data.batches(3, 7, 3))))
+        assert not torch.equal(third[0], next(data.batches(3, 8, 3))[0])
+
+
+def test_a_windows_and_line_ends_mark_and_a_byte_order_mark_are_not_text(tmp_path):
+    plain = load_dataset(write(tmp_path / "a.txt", PROSE))
+    windows = load_dataset(write(tmp_path / "b.txt", b"\xef\xbb\xbf" + PROSE.replace("\n", "\r\n").encode()))
+    assert torch.equal(next(plain.batches(4, 0, 0))[0], next(windows.batches(4, 0, 0))[0])
+
+
+def test_a_window_is_64_tokens_or_the_context_or_what_is_asked_for(tmp_path):
+    path = write(tmp_path / "a.txt", PROSE)
+    for options, width in (({}, 64), ({"context": 2048}, 64), ({"context": 20}, 20), ({"block": 9}, 9)):
+        assert next(load_dataset(path, **options).batches(2, 0, 0))[0].size(1) == width
+    for block in (0, 65):
+        with pytest.raises(ValueError, match=f"^--block {block} does not fit this base: its context takes 1 to 64"):
+            load_dataset(path, block=block)
+
+
+def test_any_tokenizer_will_do_and_its_end_ends_the_text(tmp_path):
+    data = load_dataset(write(tmp_path / "a.txt", PROSE), BYTES, block=32)
+    assert data.heldout[-1][1][-1, -1] == BYTES.end and next(data.batches(2, 0, 0))[0].max() <= BYTES.end
+
+
+def test_a_corpus_by_name_comes_in_the_bases_tokens_with_its_own_split(monkeypatch):
+    asked = []
+
+    def load(name, tokenizer):
+        asked.append((name, tokenizer))
+        return Corpus(name, torch.full((500,), 3), torch.full((500,), 4))
+
+    monkeypatch.setattr(corpora, "load", load)
+    data = load_dataset("shakespeare", BYTES)
+    assert asked == [("shakespeare", BYTES)] and data.digest == corpora.sources()["shakespeare"]["sha256"]
+    assert next(data.batches(2, 0, 0))[0].unique() == 3 and data.heldout[0][0].unique() == 4
+
+
+# rows
+
+
+def test_only_the_completion_and_the_end_count_and_a_line_break_stands_before_them(tmp_path):
+    made = rows(3) + [{"prompt": "a longer prompt that sets the width of this batch", "completion": "yes"}]
+    data = load_dataset(jsonl(tmp_path / "a.jsonl", [*made, made[0]]))
+    x, y = next(data.batches(16, 0, 0))
+    assert data.completes and x.shape == y.shape
+    for inputs, targets in zip(x.tolist(), y.tolist()):
+        counted = [t for t in targets if t != IGNORE]
+        first = targets.index(counted[0])
+        assert counted[-1] == GPT2.end and all(t != IGNORE for t in targets[first : first + len(counted)])
+        found = {"prompt": decode(inputs[: first + 1]), "completion": decode(counted[:-1])}
+        assert found["prompt"].endswith(BREAK) and found | {"prompt": found["prompt"][:-1]} in made
+
+
+def test_every_tenth_row_is_held_out_or_else_the_last(tmp_path):
+    def answers(batches):
+        return {decode([t for t in row if t not in (IGNORE, GPT2.end)]) for _, y in batches for row in y.tolist()}
+
+    for n, held in ((2, {"is 2"}), (9, {"is 9"}), (10, {"is 10"}), (35, {"is 10", "is 20", "is 30"})):
+        data = load_dataset(jsonl(tmp_path / f"{n}.jsonl", rows(n)))
+        assert answers(data.heldout) == held
+        assert answers(islice(data.batches(40, 0, 0), 10)) == {f"is {i + 1}" for i in range(n)} - held
+
+
+def test_the_records_are_those_of_the_task_and_what_is_held_out_no_training_run_reads():
+    data = load_dataset("records")
+    x, y = next(data.batches(6, 2, 5))
+    made = records.make_records(6, 2 * 1_000_003 + 5)
+    for inputs, targets, record in zip(x, y, made):
+        expected_x, expected_y = records.row(record, x.size(1))
+        assert torch.equal(inputs, expected_x) and torch.equal(targets, expected_y)
+    unseen = [records.row(r, data.heldout[0][0].size(1))[0] for r in records.make_records(HELD, UNSEEN * 1_000_003)]
+    assert torch.equal(data.heldout[0][0], torch.stack(unseen))
+
+
+# what goes wrong
+
+
+def assert_refused(path, *parts, **options):
+    with pytest.raises(CorpusError) as caught:
+        load_dataset(str(path), **options)
+    said = str(caught.value)
+    assert all(part in said for part in parts) and "\n" not in said and len(said) < 400, said
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"", "is empty: put some text into it"),
+        (b" \n\r\n\t", "is empty: put some text into it"),
+        (b"\x7fELF\x02\0\0\1" * 99, "is not text (it is binary, or UTF-16): save it as UTF-8 text"),
+        ("Grüße".encode("utf-16"), "is not text (it is binary, or UTF-16): save it as UTF-8 text"),
+        ("one\ntwo\nGr\u00fc\u00dfe".encode("latin-1"), "is not UTF-8 (line 3, byte 0xfc): save it as UTF-8"),
+    ],
+)
+def test_a_file_that_holds_no_text_is_one_sentence(tmp_path, suffix, raw, says):
+    path = tmp_path / f"mine{suffix}"
+    path.write_bytes(raw)
+    assert_refused(path, f"{path} {says}")
+
+
+def test_a_missing_file_a_folder_and_another_kind_of_file_are_one_sentence_each(tmp_path):
+    known = f"choose one of {', '.join(names())}, or give a .txt or .jsonl file"
+    assert_refused(tmp_path / "no.txt", f"there is no file {tmp_path / 'no.txt'}: {known}")
+    assert_refused("shakespear", f"there is no corpus called 'shakespear': {known}")
+    assert_refused(tmp_path, "is a folder: give one .txt or .jsonl file in it")
+    assert_refused(write(tmp_path / "a.csv", "a,b"), f"a.csv is neither .txt nor .jsonl: {known}")
+
+
+def test_a_file_that_may_not_be_read_is_one_sentence(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write(path, PROSE)
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(path), "read_bytes", refuse)
+    assert_refused(path, "cannot be read (Permission denied)")
+
+
+def test_a_text_of_one_line_says_how_much_is_needed_and_just_enough_will_do(tmp_path):
+    path = write(tmp_path / "a.txt", "One line alone.")
+    n = len(encode("One line alone.")) + 1
+    assert_refused(path, f"is too short: {n} tokens, and windows of 64 need 130", "or a smaller --block")
+    enough = write(tmp_path / "b.txt", "x" * 17)
+    assert load_dataset(enough, BYTES, block=8).heldout  # 18 tokens, with the end: nine to train on, nine held out
+    assert_refused(write(tmp_path / "c.txt", "x" * 16), "17 tokens, and windows of 8 need 18", block=8, tokenizer=BYTES)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("not json", "is not JSON (Expecting value at column 1)"),
+        ('{"prompt": "a", "completion": "b"', "is not JSON"),
+        ('["a", "b"]', "is not an object"),
+        ("7", "is not an object"),
+        ("null", "is not an object"),
+        ('{"prompt": "a"}', "has no 'completion'"),
+        ('{"completion": "a"}', "has no 'prompt'"),
+        ('{"prompt": "a", "completion": 7}', "its completion is not a text or is empty"),
+        ('{"prompt": null, "completion": "a"}', "its prompt is not a text or is empty"),
+        ('{"prompt": "a", "completion": " "}', "its completion is not a text or is empty"),
+        ('{"prompt": "\\ud800", "completion": "a"}', "its prompt holds half of a character"),
+        ("[" * 100_000, "is nested too deeply"),
+    ],
+)
+def test_a_row_that_cannot_be_used_names_its_line(tmp_path, line, says):
+    good = json.dumps(rows(1)[0])
+    path = write(tmp_path / "a.jsonl", f"{good}\n\n{line}\n{good}\n")
+    assert_refused(path, f"{path}, line 3", says)
+
+
+def test_a_row_that_does_not_fit_the_context_names_its_line_and_one_that_just_fits_is_kept(tmp_path):
+    fits = {"prompt": "p", "completion": "c" * 6}  # p, line break, six: eight inputs, the end is only a target
+    assert next(load_dataset(jsonl(tmp_path / "a.jsonl", [fits, fits]), BYTES, 8).batches(1, 0, 0))[0].size(1) == 8
+    path = jsonl(tmp_path / "b.jsonl", [fits, fits | {"completion": "c" * 7}])
+    assert_refused(path, f"{path}, line 2 is too long: 9 tokens, and 8 fit", tokenizer=BYTES, context=8)
+    assert_refused(path, "line 1 is too long: 8 tokens, and 7 fit", tokenizer=BYTES, context=8, block=7)
+
+
+def test_a_single_row_is_one_sentence(tmp_path):
+    assert_refused(jsonl(tmp_path / "a.jsonl", rows(1)), "has one row: give at least two")
+
+
+def test_a_context_too_small_for_a_record_is_one_sentence():
+    with pytest.raises(ValueError, match=r"^a record of \d+ tokens does not fit: a row may have 8 here$"):
+        load_dataset("records", context=8)

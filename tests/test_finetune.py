@@ -1,0 +1,376 @@
+"""A run is a generator of steps that saves as it goes; stopped anywhere, it goes on bit for bit, or says why not."""
+
+import json
+import pickle
+import zipfile
+from dataclasses import asdict, replace
+from itertools import count
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llm import bases, files, finetune
+from llm.adapter_files import TENSORS
+from llm.adapters import fingerprint, inspect_adapter, load_adapter
+from llm.finetune import RESUME, RunError, begin, read_report, resume
+from llm.lora import lora_layers
+from llm.settings import Settings, targets_of
+from llm.tasks import ARMS
+from llm.training import TrainingError, evaluate
+
+TEXT = "The cat sat on the mat, and the dog sat on the log. " * 40
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return str(path)
+
+
+@pytest.fixture
+def settings(text, dropping):
+    return Settings(text, dropping, rank=2, alpha=4.0, steps=6, rows=3, block=8, seed=5, lr=1e-3)
+
+
+def adapter(folder):
+    return load_file(folder / TENSORS)
+
+
+def same(one, other):
+    one, other = adapter(one), adapter(other)
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def go(run, until=None, every=50):
+    """The losses of the steps up to step `until`, at which the run is asked to stop."""
+    return [step.loss for step in run.steps(every, lambda: run.done == until)]
+
+
+# what a run does
+
+
+def test_a_run_yields_its_steps_and_leaves_an_adapter_that_loads_and_no_more_than_that(settings, tmp_path):
+    run = begin(settings, tmp_path / "out")
+    assert [step.index for step in run.steps()] == list(range(6)) and run.done == 6
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted([*finetune_files(), "run.json"])
+    base = bases.load(settings.base)
+    load_adapter(base.model, tmp_path / "out")
+    assert evaluate(base.model, run.data.heldout, loss=base.loss) == run.heldout()
+    assert inspect_adapter(tmp_path / "out").r == 2 and inspect_adapter(tmp_path / "out").scale == 2.0
+
+
+def finetune_files():
+    return ["adapter_config.json", TENSORS]
+
+
+def test_only_the_adapter_trains(settings, tmp_path):
+    run = begin(settings, tmp_path / "out")
+    before = fingerprint(run.base.model)
+    factors = {path: (x.A.clone(), x.B.clone()) for path, x in lora_layers(run.base.model).items()}
+    trainable, all_of_them = run.counts()
+    assert trainable == sum(a.numel() + b.numel() for a, b in factors.values()) < all_of_them
+    go(run)
+    assert fingerprint(run.base.model) == before == inspect_adapter(tmp_path / "out").fingerprint
+    assert not any(torch.equal(x.B, factors[path][1]) for path, x in lora_layers(run.base.model).items())
+
+
+def test_a_run_learns_its_text(text, tiny, tmp_path):
+    run = begin(Settings(text, tiny, rank=8, alpha=64.0, steps=60, rows=8, block=16, lr=0.03), tmp_path / "out")
+    before = run.heldout()
+    go(run)
+    assert run.heldout() < before - 0.1  # a random head and an embedding that stay as they are allow little more
+
+
+def test_the_same_settings_give_the_same_adapter_and_another_seed_another(settings, tmp_path):
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        torch.manual_seed(hash(name) % 100)  # what happened before does not matter
+        go(begin(replace(settings, seed=seed), tmp_path / name))
+    assert same(tmp_path / "a", tmp_path / "b") and not same(tmp_path / "a", tmp_path / "c")
+
+
+def test_the_report_says_what_the_adapter_was_made_with(settings, tmp_path):
+    go(begin(settings, tmp_path / "out"))
+    assert read_report(tmp_path / "out") == asdict(settings) | dict(lr=1e-3, done=6, completes=False)
+    for spoilt in ("", "[]", '{"base": 7}', "[" * 100_000):
+        (tmp_path / "out" / "run.json").write_text(spoilt)
+        assert read_report(tmp_path / "out") == {}
+    assert read_report(None) == {} == read_report(tmp_path / "nowhere")
+
+
+def test_targets_are_parts_of_a_block_or_names_in_gpt2_and_llama_alike():
+    gpt2 = [f"transformer.h.0.{name}" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")]
+    llama = [
+        f"model.layers.0.{name}" for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
+    ]
+    for paths in (gpt2, llama):
+        assert [path for path in paths if targets_of("attention")(path)] == paths[:2]
+        assert [path for path in paths if targets_of("mlp")(path)] == paths[2:]
+    assert targets_of("all") is None and targets_of("c_attn, mlp.c_fc") == ["c_attn", "mlp.c_fc"]
+    assert not targets_of("attention")("lm_head") and not targets_of("mlp")("lm_head")
+
+
+@pytest.mark.parametrize(("said", "count"), [("attention", 2), ("mlp", 2), ("all", 4), ("c_attn", 1)])
+def test_a_run_wraps_its_targets(settings, tmp_path, said, count):
+    run = begin(replace(settings, targets=said), tmp_path / "out")
+    assert len(lora_layers(run.base.model)) == count
+
+
+def test_the_rate_is_the_courses_for_its_own_model_and_lower_for_another_and_a_resumed_run_keeps_it(
+    text, tiny, tmp_path
+):
+    assert begin(Settings(text, "course"), tmp_path / "a").settings.lr == ARMS["lora"].lr == 1e-2
+    run = begin(Settings(text, tiny, block=8), tmp_path / "b")
+    go(run, until=1)
+    assert run.settings.lr == 1e-3 == resume(tmp_path / "b").settings.lr == run.optimizer.param_groups[0]["peak_lr"]
+    assert begin(Settings(text, tiny, lr=0.3, block=8), tmp_path / "c").settings.lr == 0.3
+
+
+# going on
+
+
+def test_six_steps_are_three_and_three_more_bit_for_bit_with_dropout(settings, tmp_path):
+    whole = go(begin(settings, tmp_path / "whole"))
+    first = go(begin(settings, tmp_path / "halves"), until=3)
+    torch.manual_seed(99)  # another process begins with other random numbers
+    rest = go(resume(tmp_path / "halves"))
+    assert len(first) == len(rest) == 3 and first + rest == whole
+    assert same(tmp_path / "whole", tmp_path / "halves")
+    assert not (tmp_path / "halves" / RESUME).exists()
+
+
+@pytest.mark.parametrize("rows", ["jsonl", "records"])
+def test_rows_go_on_bit_for_bit_too(settings, tmp_path, rows):
+    if rows == "jsonl":
+        lines = [json.dumps({"prompt": f"{i}", "completion": "so " * (1 + i % 7)}) for i in range(25)]
+        (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+        rows = str(tmp_path / "rows.jsonl")
+    settings = replace(settings, data=rows, block=None, steps=4)
+    whole = go(begin(settings, tmp_path / "whole"))
+    first = go(begin(settings, tmp_path / "halves"), until=1)
+    assert first + go(resume(tmp_path / "halves")) == whole and same(tmp_path / "whole", tmp_path / "halves")
+
+
+def test_bfloat16_goes_on_bit_for_bit_too(settings, tmp_path):
+    settings = replace(settings, dtype="bfloat16")
+    go(begin(settings, tmp_path / "whole"))
+    go(begin(settings, tmp_path / "halves"), until=2)
+    go(resume(tmp_path / "halves"))
+    assert same(tmp_path / "whole", tmp_path / "halves")
+    assert {t.dtype for t in adapter(tmp_path / "whole").values()} == {torch.bfloat16}
+
+
+def test_a_run_may_be_stopped_again_and_again(settings, tmp_path):
+    go(begin(settings, tmp_path / "whole"))
+    go(begin(settings, tmp_path / "parts"), until=1)
+    for until in (2, 4, 6):
+        assert go(resume(tmp_path / "parts"), until)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_checkpoint_is_made_at_once_then_every_so_many_steps_and_at_the_stop(settings, tmp_path, monkeypatch):
+    saved, save = [], finetune.Run.save
+    monkeypatch.setattr(finetune.Run, "save", lambda self: saved.append(self.done) or save(self))
+    go(begin(settings, tmp_path / "out"), until=5, every=2)
+    assert saved == [0, 2, 4, 5]
+
+
+def dies(work, at):
+    """`work`, but its call number `at` is the end of the process."""
+    calls = count(1)
+
+    def die(*args):
+        if next(calls) == at:
+            raise SystemExit
+        return work(*args)
+
+    return die
+
+
+KILLS = {"before the checkpoint": 2, "between the two files": 4, "between the adapter's two files": 4}
+
+
+@pytest.mark.parametrize("when", KILLS)
+def test_a_kill_at_any_time_leaves_the_last_checkpoint_whole(settings, tmp_path, monkeypatch, when):
+    go(begin(settings, tmp_path / "whole"))
+    run = begin(settings, tmp_path / "killed")
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        for step in run.steps(every=2):
+            if step.index == 2 and when == "before the checkpoint":
+                raise SystemExit
+            if step.index == 2 and when == "between the two files":
+                patched.setattr(finetune, "save_adapter", dies(finetune.save_adapter, 1))
+            if step.index == 2 and when == "between the adapter's two files":
+                patched.setattr(files.os, "replace", dies(files.os.replace, 3))
+    inspect_adapter(tmp_path / "killed")
+    run = resume(tmp_path / "killed")
+    assert run.done == KILLS[when]
+    go(run)
+    assert same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_run_killed_between_its_last_step_and_its_end_only_has_to_end(settings, tmp_path):
+    run = begin(settings, tmp_path / "out")
+    for step in run.steps():
+        if step.index == 5:
+            break
+    before = (tmp_path / "out" / TENSORS).read_bytes()
+    run = resume(tmp_path / "out")
+    assert run.done == 6 and go(run) == [] and not (tmp_path / "out" / RESUME).exists()
+    assert (tmp_path / "out" / TENSORS).read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_the_last_checkpoint_can_be_gone_on_with(settings, tmp_path):
+    run = begin(settings, tmp_path / "out")
+    with pytest.raises(TrainingError, match="^the loss is nan at step 2: lower the learning rate"):
+        for step in run.steps(every=1):
+            if step.index == 1:
+                run.base.model.transformer.ln_f.weight.data[0] = float("nan")
+    assert resume(tmp_path / "out").done == 2
+
+
+def test_a_disk_that_takes_nothing_is_found_before_the_first_step(settings, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    run = begin(settings, tmp_path / "out")
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(finetune, "train", None)  # a step would fail otherwise than the disk does
+    with pytest.raises(OSError, match="No space left on device.*nothing was lost"):
+        go(run)
+    assert not (tmp_path / "out" / TENSORS).exists()
+
+
+# what goes wrong
+
+
+def assert_refused(call, *parts, error=RunError):
+    with pytest.raises(error) as caught:
+        call()
+    said = str(caught.value)
+    assert all(part in said for part in parts) and "\n" not in said and len(said) < 500, said
+
+
+@pytest.fixture
+def stopped(settings, tmp_path):
+    go(begin(settings, tmp_path / "out"), until=2)
+    return tmp_path / "out"
+
+
+OTHERS = dict(
+    rank=3, alpha=1.0, scaling="alpha", targets="mlp", steps=7, lr=0.5, rows=4, block=9, seed=6, dtype="bfloat16"
+)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_to_go_on_with_another_setting_is_one_sentence_that_names_it_and_changes_nothing(stopped, settings, name):
+    before = {path.name: path.read_bytes() for path in stopped.iterdir()}
+    began = getattr(settings, name)
+    assert_refused(
+        lambda: resume(stopped, {name: OTHERS[name]}),
+        f"--{name} {OTHERS[name]} is not what the run in {stopped} began with ({began}): leave it out to go on",
+    )
+    assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
+
+
+def test_every_setting_is_held_to_what_it_was():
+    assert OTHERS.keys() | {"data", "base"} == asdict(Settings("")).keys()
+
+
+def test_to_go_on_with_the_same_settings_given_again_is_fine(stopped, settings):
+    assert resume(stopped, asdict(settings)).done == 2
+
+
+def test_another_text_or_base_is_refused_and_one_that_only_moved_is_not(stopped, settings, tmp_path, stranger):
+    moved = tmp_path / "moved.txt"
+    moved.write_text(TEXT)
+    assert resume(stopped, {"data": str(moved)}).settings.data == str(moved)
+    moved.write_text(TEXT + "more")
+    assert_refused(lambda: resume(stopped, {"data": str(moved)}), f"--data {moved} is not the text that the run in")
+    assert_refused(lambda: resume(stopped, {"base": stranger}), f"--base {stranger} is not the base model that the run")
+    (tmp_path / "text.txt").write_text(TEXT[:-1])
+    assert_refused(lambda: resume(stopped), f"--data {settings.data} is not the text that the run in")
+
+
+def test_a_folder_in_use_is_refused_and_stays_as_it_was(stopped, settings, tmp_path):
+    before = {path.name: path.read_bytes() for path in stopped.iterdir()}
+    assert_refused(lambda: begin(settings, stopped), "holds a run that was stopped: add --resume to go on, or choose")
+    assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
+    go(resume(stopped))
+    assert_refused(lambda: begin(settings, stopped), "holds an adapter already: choose another --out")
+    assert_refused(lambda: begin(settings, tmp_path / "text.txt"), "is a file: choose another --out")
+
+
+def test_nothing_to_go_on_with_is_one_sentence(stopped, tmp_path):
+    assert_refused(lambda: resume(tmp_path / "no"), "there is nothing to resume in", "no run was begun there")
+    go(resume(stopped))
+    assert_refused(lambda: resume(stopped), "there is nothing to resume in", "the run in it is through")
+
+
+def spoil(path, how):
+    if how == "cut short":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif how == "a bit turned":
+        factor = next(iter(torch.load(path, weights_only=True)["factors"].values()))[0].numpy().tobytes()
+        turned = bytes([factor[0] ^ 1]) + factor[1:]
+        path.write_bytes(path.read_bytes().replace(factor, turned))
+    elif how == "a pickle":
+        path.write_bytes(pickle.dumps(print, protocol=2))
+    elif how == "another zip":
+        with zipfile.ZipFile(path, "w") as made:
+            made.writestr("a", "b")
+    else:
+        state = torch.load(path, weights_only=True)
+        key, _, rest = how.partition(": ")
+        first = next(iter(state["factors"]))
+        changes = {
+            "no optimizer": lambda: state.pop("optimizer"),
+            "unknown setting": lambda: state["settings"].update(colour="red"),
+            "a layer less": lambda: state["factors"].pop(first),
+            "other shapes": lambda: state["factors"].update({first: [torch.zeros(1), torch.zeros(1)]}),
+            "no state": lambda: state["optimizer"].update(param_groups=[]),
+            "a list": lambda: state.update(settings=[]),
+            "before the beginning": lambda: state.update(step=-1),
+        }
+        changes[how]()
+        torch.save(state, path)
+
+
+SPOILT = ["cut short", "a bit turned", "a pickle", "another zip", "no optimizer", "unknown setting", "a layer less"]
+
+
+@pytest.mark.parametrize("how", [*SPOILT, "other shapes", "no state", "a list", "before the beginning"])
+def test_a_damaged_checkpoint_is_one_sentence_and_the_adapter_stays(stopped, how, capfd):
+    before = (stopped / TENSORS).read_bytes()
+    spoil(stopped / RESUME, how)
+    assert_refused(lambda: resume(stopped), f"{stopped / RESUME} is damaged", "for a new run choose another --out")
+    assert (stopped / TENSORS).read_bytes() == before and not capfd.readouterr().out
+
+
+NONSENSE = [
+    ("steps", 0, "--steps 0 makes no sense: give a number above 0"),
+    ("rows", -1, "--rows -1 makes no sense"),
+    ("lr", float("nan"), "--lr nan makes no sense"),
+    ("lr", 0.0, "--lr 0 makes no sense"),
+    ("alpha", float("inf"), "--alpha inf makes no sense"),
+    ("seed", -1, "--seed -1 is out of range: give one from 0 to 2147483647"),
+    ("dtype", "int8", "there is no --dtype int8 here: choose one of float32, bfloat16"),
+    ("dtype", "float16", "there is no --dtype float16 here: choose one of float32, bfloat16"),
+    ("rank", 0, "rank r=0 does not fit"),
+    ("rank", 17, "rank r=17 does not fit a 16 -> 48 layer: use 1 to 16"),
+    ("scaling", "beta", "unknown scaling 'beta'"),
+    ("targets", "q_proj", "no nn.Linear matches targets=['q_proj']"),
+    ("block", 65, "--block 65 does not fit this base"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "says"), NONSENSE)
+def test_a_setting_that_makes_no_sense_is_one_sentence_and_nothing_is_written(settings, tmp_path, name, value, says):
+    assert_refused(lambda: begin(replace(settings, **{name: value}), tmp_path / "out"), says, error=ValueError)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_steps_between_two_checkpoints_is_one_sentence(settings, tmp_path):
+    run = begin(settings, tmp_path / "out")
+    assert_refused(lambda: go(run, every=0), "--every 0 makes no sense", error=ValueError)

@@ -1,0 +1,479 @@
+"""Adapters to PEFT and back: per-layer ranks and alphas, transformers' own models, and what is refused by name."""
+
+import json
+import time
+import warnings
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from test_adapters import IDX, TINY, assert_refused, base, edit_config, edit_tensors, peft_made, randomise, tuned
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from llm.adapter_files import CONFIG, TENSORS
+from llm.adapters import AdapterError, inspect_adapter, load_adapter, save_adapter
+from llm.lora import LoraLinear, apply_lora, lora_layers, merge_lora, remove_lora
+from llm.model import GPTConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::FutureWarning:transformers")
+
+GPT2 = GPTConfig(**{**vars(TINY), "bias": True, "tied_lm_head": True})
+LLAMA = dict(vocab_size=97, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4)
+
+
+def llama(seed=0, **changes):
+    """A tiny transformers model of SmolLM2's kind: four heads share two keys, and the head is tied."""
+    torch.manual_seed(seed)
+    config = dict(num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0)
+    return LlamaForCausalLM(LlamaConfig(**LLAMA | config | changes)).half().float().eval()
+
+
+def gpt2(config=GPT2):
+    """transformers' GPT-2 with the weights of `base(config=config)`; its linears are Conv1D, so transposed."""
+    sizes = {k: getattr(config, k) for k in ("vocab_size", "n_layer", "n_head", "n_embd")}
+    model = GPT2LMHeadModel(GPT2Config(n_positions=config.block_size, bos_token_id=0, eos_token_id=0, **sizes))
+    linears = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    weights = base(config=config).state_dict()
+    model.load_state_dict({name: w.T if name.endswith(linears) else w for name, w in weights.items()})
+    return model.eval()
+
+
+def answer(model):
+    with torch.no_grad():
+        out = model(IDX)
+    return out if torch.is_tensor(out) else out.logits
+
+
+def learn(model, steps=5):
+    """A few steps of real training, ours and PEFT's models alike."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(steps):
+        out = model(IDX)
+        logits = out if torch.is_tensor(out) else out.logits
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDX[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def in_peft(model, folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PEFT only warns when keys are missing
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # which PEFT sets right by itself
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True")  # it warns of any tied head in targets
+        return PeftModel.from_pretrained(model, folder).eval()
+
+
+def mixed(model, scaling="alpha/r", seed=0):
+    """LoRA layers of three ranks and alphas, wrapped by hand as apply_lora wraps them."""
+    linears = [path for path, m in model.named_modules() if isinstance(m, torch.nn.Linear) and path != "lm_head"]
+    model.requires_grad_(False)
+    for i, path in enumerate(linears):
+        kind = (4, 8.0) if i % 3 else (2, 3.0) if i % 2 else (1, 0.5)
+        model.set_submodule(path, LoraLinear(model.get_submodule(path), *kind, scaling))
+    randomise(model, seed)
+    return model
+
+
+def settings(folder):
+    return json.loads((folder / CONFIG).read_text())
+
+
+# ranks and alphas by layer
+
+
+@pytest.mark.parametrize("scaling", ["alpha", "alpha/r", "alpha/sqrt(r)"])
+def test_layers_of_other_ranks_and_scales_go_to_peft_and_come_back(tmp_path, scaling):
+    model = mixed(base(), scaling)
+    save_adapter(model, tmp_path / "a")
+    theirs = in_peft(base(), tmp_path / "a")
+    assert (answer(theirs) - answer(model)).abs().max() < 1e-5
+    back = load_adapter(base(), tmp_path / "a")
+    assert torch.equal(answer(back), answer(model))
+    for path, layer in lora_layers(model).items():
+        peft = theirs.base_model.model.get_submodule(path)
+        assert (peft.r["default"], peft.scaling["default"]) == (layer.r, pytest.approx(layer.scale)), path
+        again = lora_layers(back)[path]
+        assert (again.r, again.scale) == (layer.r, pytest.approx(layer.scale)), path
+
+
+def test_the_config_says_what_most_layers_have_and_names_the_others_by_path(tmp_path):
+    model = tuned(r=4, alpha=8, scaling="alpha/r")
+    model.transformer.h[1].mlp.c_fc = LoraLinear(model.transformer.h[1].mlp.c_fc.base, 2, 6, "alpha/r")
+    save_adapter(model, tmp_path / "a")
+    config, path = settings(tmp_path / "a"), "transformer.h.1.mlp.c_fc"
+    assert (config["r"], config["lora_alpha"]) == (4, 8)
+    assert config["rank_pattern"] == {path: 2} and config["alpha_pattern"] == {path: 6}
+    save_adapter(tuned(r=4), tmp_path / "b")
+    assert not {"rank_pattern", "alpha_pattern"} & settings(tmp_path / "b").keys()
+
+
+def test_rslora_by_layer_stays_rslora(tmp_path):
+    save_adapter(mixed(base(), "alpha/sqrt(r)"), tmp_path / "a")
+    config = settings(tmp_path / "a")
+    assert config["use_rslora"] is True and set(config["alpha_pattern"].values()) == {0.5, 3}
+
+
+def test_layers_of_different_scalings_or_scaled_by_hand_keep_their_scales(tmp_path):
+    model = mixed(base(), "alpha/sqrt(r)")
+    model.transformer.h[0].mlp.c_fc.scale = 0.3
+    other = model.transformer.h[1].mlp.c_fc
+    model.transformer.h[1].mlp.c_fc = LoraLinear(other.base, 4, 8.0, "alpha")
+    randomise(model, 1)
+    save_adapter(model, tmp_path / "a")
+    assert (answer(in_peft(base(), tmp_path / "a")) - answer(model)).abs().max() < 1e-5
+    back = lora_layers(load_adapter(base(), tmp_path / "a"))
+    assert all(back[path].scale == pytest.approx(layer.scale) for path, layer in lora_layers(model).items())
+
+
+def stack():
+    """Paths that are one another's ends, or regular expressions for one another, or neither."""
+    torch.manual_seed(0)
+    linear = lambda: torch.nn.Linear(6, 6)  # noqa: E731
+    inner = torch.nn.ModuleDict({"0": linear(), "a+b+c+d+e+f": linear()})
+    return torch.nn.ModuleDict({"0": linear(), "1": torch.nn.ModuleDict({"0": linear()}), "10": linear(), "in": inner})
+
+
+@pytest.mark.parametrize("odd", ["0", "1.0", "10", "in.0", "in.a+b+c+d+e+f"])
+def test_a_path_that_is_another_s_end_or_no_plain_pattern_gets_its_own_rank_and_no_other_does(tmp_path, odd):
+    model = apply_lora(stack(), r=3, alpha=6, scaling="alpha/r")
+    model.set_submodule(odd, LoraLinear(model.get_submodule(odd).base, 2, 5.0, "alpha/r"))
+    randomise(model, 0)
+    save_adapter(model, tmp_path / "a")
+    back = load_adapter(stack(), tmp_path / "a")
+    theirs = in_peft(stack(), tmp_path / "a").base_model.model
+    for path, layer in lora_layers(model).items():
+        peft = theirs.get_submodule(path)
+        assert (peft.r["default"], peft.lora_alpha["default"]) == (layer.r, layer.alpha), path
+        assert (back.get_submodule(path).r, back.get_submodule(path).alpha) == (layer.r, layer.alpha), path
+
+
+PATTERNS = {
+    "last parts": (dict(c_attn=2, c_fc=5), dict(c_fc=9)),
+    "ends of paths": ({"attn.c_proj": 2, "1.mlp.c_proj": 5}, {"mlp.c_proj": 9}),
+    "full paths": ({"transformer.h.0.attn.c_attn": 2, "^transformer.h.1.mlp.c_fc": 4}, {}),
+    "regular expressions": ({r"h\.\d+\.mlp\..*": 2, r"h\.(0|7)\.attn\.c_[ap].*": 5}, {r".*\.c_proj": 9, "c_.*": 4}),
+    # PEFT sorts them when it saves
+    "the first that matches counts": ({"0.mlp.c_fc": 2, "c_fc": 4, "h.1.mlp.c_fc": 5}, {"c_f.": 9, "c_fc": 7}),
+    "what only looks like an end": ({"proj": 2, "fc": 5, "attn": 4}, {"c_at": 3, "transformer": 2}),
+    "what no layer has": ({"q_proj": 2}, {"k_proj": 5}),
+    "alphas alone": ({}, {"c_attn": 1.5}),
+}
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("case", PATTERNS)
+def test_patterns_made_by_peft_mean_here_what_they_mean_there(tmp_path, case, rslora):
+    ranks, alphas = PATTERNS[case]
+    names = ["c_attn", "c_proj", "c_fc"]
+    options = dict(r=3, lora_alpha=7, use_rslora=rslora, rank_pattern=ranks, alpha_pattern=alphas, target_modules=names)
+    expected = peft_made(tmp_path / "p", **options)
+    theirs = PeftModel.from_pretrained(base(), tmp_path / "p").base_model.model
+    model = load_adapter(base(), tmp_path / "p")
+    for path, layer in lora_layers(model).items():
+        peft = theirs.get_submodule(path)
+        assert (layer.r, layer.scale) == (peft.r["default"], pytest.approx(peft.scaling["default"])), path
+    assert (answer(model) - expected).abs().max() < 1e-5
+
+
+def test_adapters_whose_ranks_agree_layer_by_layer_swap_and_others_are_refused(tmp_path):
+    for seed, scaling in enumerate(("alpha/r", "alpha/sqrt(r)")):
+        save_adapter(mixed(base(), scaling, seed), tmp_path / str(seed))
+    model = load_adapter(base(), tmp_path / "0")
+    kept = list(model.parameters())
+    for seed in (1, 0, 1):
+        load_adapter(model, tmp_path / str(seed))
+        expected = mixed(base(), ("alpha/r", "alpha/sqrt(r)")[seed], seed)
+        torch.testing.assert_close(answer(model), answer(expected), rtol=0, atol=1e-6)
+    assert all(a is b for a, b in zip(model.parameters(), kept))
+    assert_refused(tmp_path / "0", "remove_lora", tuned(r=4))
+    save_adapter(tuned(r=4), tmp_path / "even")
+    assert_refused(tmp_path / "even", "remove_lora", model)
+
+
+def test_a_rank_above_one_layer_s_size_is_refused_by_its_path(tmp_path):
+    peft_made(tmp_path / "p", r=3, rank_pattern={"h.1.mlp.c_fc": 17}, target_modules=["c_attn", "c_fc"])
+    assert_refused(tmp_path / "p", "rank 17 is more than transformer.h.1.mlp.c_fc has", base())
+
+
+def test_inspect_tells_ranks_and_scales_from_the_least_to_the_most(tmp_path):
+    model = mixed(base())
+    save_adapter(model, tmp_path / "a")
+    info = inspect_adapter(tmp_path / "a")
+    assert info.layers == {path: (x.r, x.alpha, x.scale) for path, x in sorted(lora_layers(model).items())}
+    assert (info.r, info.alpha, info.scale) == (4, 8, 2) and info.targets == tuple(sorted(lora_layers(model)))
+    assert "rank 1 to 4, alpha 0.5 to 8, scale alpha/r = 0.5 to 2" in str(info)
+
+
+def test_an_edited_pattern_of_ours_is_refused(tmp_path):
+    save_adapter(mixed(base()), tmp_path / "a")
+    edit_config(tmp_path / "a", alpha_pattern={})
+    assert_refused(tmp_path / "a", "edited")
+
+
+@pytest.mark.parametrize(
+    "key", [".*.*.*.*!", "(.|.)(.|.)(.|.)(.|.)(.|.).*.*!", r"\\*\\*\\*\\*!", ".*.*.*.*" + "x" * 99]
+)
+def test_no_pattern_of_a_stranger_takes_long(tmp_path, key):
+    save_adapter(tuned(), tmp_path / "a")
+    path = "\\" * 5000 + "x" * 5000
+    tensors = {f"base_model.model.{path}.lora_{name}.weight": torch.zeros(3, 3) for name in "AB"}
+    save_file(tensors, tmp_path / "a" / TENSORS)
+    edit_config(tmp_path / "a", rank_pattern={key: 3})
+    start = time.perf_counter()
+    with pytest.raises(AdapterError, match="too involved|valid and simple"):
+        inspect_adapter(tmp_path / "a")
+    assert time.perf_counter() - start < 5
+
+
+# transformers' own models
+
+
+@pytest.mark.parametrize("scaling", ["alpha", "alpha/r", "alpha/sqrt(r)"])
+@pytest.mark.parametrize("targets", [None, ["q_proj", "v_proj"], ["mlp.down_proj", "layers.1.self_attn.o_proj"]])
+def test_ours_on_a_llama_opens_in_peft_with_the_same_logits(tmp_path, scaling, targets):
+    model = apply_lora(llama(), r=3, alpha=4, scaling=scaling, targets=targets)
+    learn(model)
+    save_adapter(model, tmp_path / "a")
+    assert (answer(in_peft(llama(), tmp_path / "a")) - answer(model)).abs().max() < 1e-5
+    assert (answer(llama()) - answer(model)).abs().max() > 1e-2
+
+
+def test_a_llama_with_ranks_by_layer_opens_in_peft_with_the_same_logits(tmp_path):
+    model = mixed(llama())
+    save_adapter(model, tmp_path / "a")
+    assert (answer(in_peft(llama(), tmp_path / "a")) - answer(model)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(target_modules=["q_proj", "v_proj"]),
+        dict(target_modules="all-linear", use_rslora=True, lora_dropout=0.1),
+        dict(target_modules=r".*\.self_attn\.[qkvo]_proj", rank_pattern={"q_proj": 2}, alpha_pattern={"layers.1.*": 3}),
+    ],
+    ids=["list", "all-linear", "pattern"],
+)
+def test_a_llama_trained_with_peft_opens_here_with_the_same_logits(tmp_path, options):
+    theirs = get_peft_model(llama(), LoraConfig(r=4, lora_alpha=6, **options))
+    learn(theirs).save_pretrained(tmp_path / "p")
+    model = load_adapter(llama(), tmp_path / "p")
+    assert (answer(model) - answer(theirs)).abs().max() < 1e-5
+    assert (answer(llama()) - answer(theirs)).abs().max() > 1e-2
+    assert all(torch.equal(a, b) for a, b in zip(remove_lora(model).parameters(), llama().parameters()))
+
+
+@pytest.mark.parametrize("scaling", ["alpha/r", "alpha/sqrt(r)"])
+def test_ours_trained_on_gpt2_s_weights_opens_on_transformers_gpt2_with_the_same_logits(tmp_path, scaling):
+    model = learn(apply_lora(base(config=GPT2), r=3, alpha=4, scaling=scaling))
+    save_adapter(model, tmp_path / "a")
+    assert (answer(in_peft(gpt2(), tmp_path / "a")) - answer(model)).abs().max() < 1e-4
+    assert (answer(gpt2()) - answer(model)).abs().max() > 1e-2
+
+
+def test_ranks_by_layer_pass_to_transformers_gpt2_too(tmp_path):
+    model = mixed(base(config=GPT2))
+    save_adapter(model, tmp_path / "a")
+    assert (answer(in_peft(gpt2(), tmp_path / "a")) - answer(model)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("targets", [["c_attn"], ["attn.c_proj", "mlp.c_fc", "mlp.c_proj"], r".*\.(c_attn|c_fc)"])
+def test_gpt2_trained_with_peft_opens_on_our_gpt_with_the_same_logits(tmp_path, targets):
+    options = dict(target_modules=targets, rank_pattern={"h.1.*": 2}, fan_in_fan_out=True, task_type="CAUSAL_LM")
+    theirs = get_peft_model(gpt2(), LoraConfig(r=4, lora_alpha=6, **options))
+    learn(theirs).save_pretrained(tmp_path / "p")
+    assert settings(tmp_path / "p")["fan_in_fan_out"] is True
+    model = load_adapter(base(config=GPT2), tmp_path / "p")
+    assert (answer(model) - answer(theirs)).abs().max() < 1e-4
+    assert (answer(base(config=GPT2)) - answer(theirs)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("make", "theirs"), [(lambda: base(config=GPT2), gpt2), (llama, llama)], ids=["GPT-2", "Llama"]
+)
+def test_a_wrapped_tied_head_goes_both_ways_and_leaves_the_embedding_alone(tmp_path, make, theirs):
+    model = learn(apply_lora(make(), r=3, targets=["lm_head"], skip=()))
+    save_adapter(model, tmp_path / "a")
+    opened = in_peft(theirs(), tmp_path / "a")
+    assert (answer(opened) - answer(model)).abs().max() < 1e-4
+    opened.save_pretrained(tmp_path / "p", save_embedding_layers=False)
+    back = load_adapter(make(), tmp_path / "p")
+    assert (answer(back) - answer(model)).abs().max() < 1e-4
+    embedding = next(name for name, _ in make().named_parameters())
+    assert torch.equal(merge_lora(back).get_parameter(embedding), make().get_parameter(embedding))
+
+
+def test_the_base_weights_that_peft_saves_beside_a_head_s_adapter_are_refused_with_the_cure(tmp_path):
+    theirs = get_peft_model(llama(tie_word_embeddings=False), LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+    theirs.save_pretrained(tmp_path / "p")
+    assert any("base_layer" in key for key in load_file(tmp_path / "p" / TENSORS))
+    assert_refused(tmp_path / "p", "a weight of the base: .*save_embedding_layers=False", llama())
+    theirs.save_pretrained(tmp_path / "q", save_embedding_layers=False)
+    load_adapter(llama(tie_word_embeddings=False), tmp_path / "q")
+
+
+# what is not supported, by name
+
+
+def made(folder, model=None, **options):
+    model = get_peft_model(
+        llama() if model is None else model, LoraConfig(**dict(r=2, target_modules=["q_proj"]) | options)
+    )
+    model.save_pretrained(folder)
+
+
+MADE = {
+    "DoRA": (
+        dict(use_dora=True),
+        "use_dora=True, but there is no support here for DoRA, which .*: open it in PEFT.* without it",
+    ),
+    "whole layers": (dict(modules_to_save=["lm_head"]), "modules_to_save=.*whole layers of the base"),
+    "token embeddings": (dict(trainable_token_indices=[1, 2]), "trainable_token_indices=.*embeddings of single tokens"),
+    "a bias beside B": (dict(lora_bias=True), "lora_bias=True, but .* a bias beside B: open it in PEFT"),
+    "the base's biases": (dict(bias="lora_only"), "bias='lora_only', but biases of the base"),
+    "some blocks": (dict(layers_to_transform=[1]), "layers_to_transform.*full paths of the layers into target_modules"),
+    "exceptions": (dict(exclude_modules=["0.self_attn.q_proj"]), "exclude_modules=.*into target_modules instead"),
+    "a bare parameter": (
+        dict(target_modules=[], target_parameters=["q_proj.weight"]),
+        "target_parameters=.*parameters that are no linear layer's",
+    ),
+    "PiSSA": (dict(init_lora_weights="pissa"), "PiSSA starts by changing .*path_initial_model_for_weight_conversion"),
+    "PiSSA, fast": (dict(init_lora_weights="pissa_niter_4"), "init_lora_weights='pissa_niter_4', but PiSSA"),
+    "OLoRA": (dict(init_lora_weights="olora"), "OLoRA starts by changing the base"),
+    "an embedding": (
+        dict(target_modules=["q_proj", "embed_tokens"]),
+        "lora_embedding_A', which .* LoRA of an embedding",
+    ),
+    "aLoRA": (dict(alora_invocation_tokens=[1], task_type="CAUSAL_LM"), "aLoRA"),
+    "blocks repeated": (dict(layer_replication=[(0, 2), (1, 2)]), "layer_replication=.*twice"),
+}
+
+
+@pytest.mark.parametrize("case", MADE)
+def test_what_peft_made_and_is_not_supported_is_refused_by_name(tmp_path, case):
+    options, match = MADE[case]
+    made(tmp_path / "p", **options)
+    assert_refused(tmp_path / "p", match, llama(), apply_lora(llama(), r=2, targets=["q_proj"]))
+
+
+CLAIMED = {
+    "CorDA": (dict(init_lora_weights="corda"), "CorDA starts by changing the base"),
+    "LoRA-GA": (dict(init_lora_weights="lora_ga"), "LoRA-GA starts by changing the base"),
+    "LoftQ": (dict(init_lora_weights="loftq"), "LoftQ may have changed the base"),
+    "a start of tomorrow": (dict(init_lora_weights="whatever"), "a start that is not known here"),
+    "QA-LoRA": (dict(use_qalora=True), "QA-LoRA"),
+    "BD-LoRA": (dict(use_bdlora={"nblocks": 2}), "BD-LoRA"),
+    "Arrow": (dict(arrow_config={"top_k": 3}), "Arrow"),
+    "MonteCLoRA": (dict(monteclora_config={"x": 1}), "MonteCLoRA"),
+    "VeLoRA": (dict(velora_config={"scale": 1.0}), "VeLoRA"),
+    "Megatron": (dict(megatron_config={"x": 1}), "Megatron"),
+    "an option of tomorrow": (
+        dict(use_whatever=True),
+        "use_whatever=True, but there is no support here for this option: open it",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CLAIMED)
+def test_what_a_config_claims_and_is_not_supported_is_refused_by_name(tmp_path, case):
+    changes, match = CLAIMED[case]
+    made(tmp_path / "p")
+    edit_config(tmp_path / "p", **changes)
+    assert_refused(tmp_path / "p", match, llama())
+
+
+def test_another_method_is_refused_by_its_type(tmp_path):
+    method = IA3Config(target_modules=["q_proj"], feedforward_modules=[])
+    get_peft_model(llama(), method).save_pretrained(tmp_path / "p")
+    assert_refused(tmp_path / "p", "peft_type='IA3', but only .* LORA load here: open it in PEFT", llama())
+
+
+FOREIGN = {
+    "lora_magnitude_vector": "DoRA's learned lengths",
+    "lora_magnitude_vector.weight": "DoRA's learned lengths",
+    "lora_B.bias": r"a bias \(lora_bias\)",
+    "lora_embedding_B": "the LoRA of an embedding",
+    "base_layer.weight": "a weight of the base",
+    "token_adapter.trainable_tokens_delta": "embeddings of trained tokens",
+    "lora_C": "something else",
+}
+
+
+@pytest.mark.parametrize("end", FOREIGN)
+def test_a_tensor_that_plain_lora_has_none_of_is_refused_by_name(tmp_path, end):
+    made(tmp_path / "p")
+    key = f"base_model.model.model.layers.0.self_attn.q_proj.{end}"
+    edit_tensors(tmp_path / "p", lambda t: t.update({key: torch.ones(2)}))
+    assert_refused(tmp_path / "p", f"no LoRA factor but {FOREIGN[end]}: ", llama())
+
+
+# what has nothing unusual in it is not refused
+
+
+def test_an_adapter_with_every_default_of_peft_loads(tmp_path):
+    made(tmp_path / "p")
+    assert len(settings(tmp_path / "p")) > 30  # the installed PEFT writes every option
+    load_adapter(llama(), tmp_path / "p")
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal", "mica", None])
+def test_a_start_that_leaves_the_base_alone_loads(tmp_path, start):
+    theirs = get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=start or False))
+    learn(theirs).save_pretrained(tmp_path / "p")
+    edit_config(tmp_path / "p", init_lora_weights=start)
+    assert (answer(load_adapter(llama(), tmp_path / "p")) - answer(theirs)).abs().max() < 1e-5
+
+
+OLDER = {
+    "the least there is": lambda c: {k: c[k] for k in ("peft_type", "r", "lora_alpha", "target_modules")},
+    "PEFT 0.2": lambda c: (
+        {k: c[k] for k in ("peft_type", "r", "lora_alpha", "target_modules", "base_model_name_or_path", "task_type")}
+        | dict(bias="none", enable_lora=None, merge_weights=False, fan_in_fan_out=False, inference_mode=True)
+        | dict(init_lora_weights=True, lora_dropout=0.05, modules_to_save=None)
+    ),
+    "null for empty": lambda c: c | dict(rank_pattern=None, alpha_pattern=None, loftq_config=None, use_dora=None),
+    "null for unknown": lambda c: c | dict(use_whatever=None, other_config=None, more=False, list_of=[], object_of={}),
+    "with a name and a task": lambda c: c | dict(base_model_name_or_path="HuggingFaceTB/x", task_type="CAUSAL_LM"),
+    "before versions": lambda c: {k: v for k, v in c.items() if k not in ("peft_version", "rank_pattern", "bias")},
+}
+
+
+@pytest.mark.parametrize("case", OLDER)
+def test_a_config_that_lacks_keys_or_has_empty_ones_loads(tmp_path, case):
+    theirs = get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj"]))
+    learn(theirs).save_pretrained(tmp_path / "p")
+    config = OLDER[case](settings(tmp_path / "p"))
+    (tmp_path / "p" / CONFIG).write_text(json.dumps(config))
+    assert (answer(load_adapter(llama(), tmp_path / "p")) - answer(theirs)).abs().max() < 1e-5
+
+
+# another model, another dtype
+
+
+def test_an_adapter_for_a_model_of_another_kind_is_refused(tmp_path):
+    save_adapter(apply_lora(llama(), r=2), tmp_path / "llama")
+    save_adapter(tuned(model=base(config=GPT2)), tmp_path / "gpt2")
+    assert_refused(tmp_path / "llama", "was trained on another base .*: load the base", base(config=GPT2), gpt2())
+    assert_refused(tmp_path / "gpt2", "was trained on another base .*: load the base", llama())
+    made(tmp_path / "p")  # PEFT's have no fingerprint
+    assert_refused(
+        tmp_path / "p", "q_proj', which does not exist in this model: load the base", base(config=GPT2), gpt2()
+    )
+    peft_made(tmp_path / "q", r=2, target_modules=["c_attn"])
+    assert_refused(tmp_path / "q", "c_attn', which does not exist in this model: load the base", llama())
+    assert_refused(tmp_path / "q", "c_attn', which is not a linear layer but Conv1D in this model", gpt2())
+    made(tmp_path / "wide", llama(hidden_size=32))
+    assert_refused(tmp_path / "wide", "q_proj maps 32 to 32, the model's 16 to 16: load the base", llama())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_factors_that_the_model_s_dtype_cannot_hold_are_refused(tmp_path, dtype):
+    model = apply_lora(llama(), r=2)
+    with torch.no_grad():
+        lora_layers(model)["model.layers.1.mlp.up_proj"].B[0, 0] = 3.4e38
+    save_adapter(model, tmp_path / "a")
+    half, wrapped = llama().to(dtype), apply_lora(llama().to(dtype), r=2)
+    assert_refused(tmp_path / "a", r"layers.1.mlp.up_proj: the factors are too large for torch.*float32", half, wrapped)
