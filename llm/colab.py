@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TAG = "bootstrap"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
+MORE = {"07_real_model.ipynb": ("gguf",)}  # packages that a notebook needs and Colab lacks
+
 CELL = """\
 # On Colab this brings the course; anywhere else it does nothing.
 import os
@@ -26,7 +28,7 @@ if output and not os.path.isdir("../llm"):
     if not os.path.isdir("lora-course"):
         subprocess.run(["git", "clone", "--quiet", "--depth=1", course, "lora-course"], check=True)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]  # Colab's torch and widgets stay
-    subprocess.run([*pip, "--editable", "lora-course"], check=True)
+    subprocess.run([*pip, "--editable", "lora-course"{more}], check=True)
     os.chdir("lora-course/notebooks")
     sys.path.insert(0, os.path.dirname(os.getcwd()))
     output.enable_custom_widget_manager()"""
@@ -38,9 +40,9 @@ def repository() -> str:
     return project["urls"]["Repository"]
 
 
-def bootstrap() -> str:
-    """The source of the first code cell."""
-    return CELL.format(address=repository())
+def bootstrap(name: str) -> str:
+    """The source of the first code cell of notebooks/`name`."""
+    return CELL.format(address=repository(), more="".join(f', "{package}"' for package in MORE.get(name, ())))
 
 
 def badge(name: str) -> str:
@@ -67,7 +69,7 @@ def write(folder: Path) -> list[str]:
             metadata = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": [TAG]}
             first = dict(cell_type="code", execution_count=None, id=TAG, metadata=metadata, outputs=[])
             notebook["cells"].insert(1, first)
-        first["source"] = bootstrap().splitlines(keepends=True)
+        first["source"] = bootstrap(path.name).splitlines(keepends=True)
         after = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
         if after != before:
             files.replace(path, lambda to, text=after: to.write_text(text, encoding="utf-8"))

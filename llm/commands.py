@@ -6,6 +6,7 @@ Each imports what it needs when it runs, torch above all, so that help is there 
 import sys
 from enum import StrEnum
 from pathlib import Path
+from signal import SIGINT
 from typing import Annotated
 
 import typer
@@ -116,7 +117,7 @@ def _train(run, every, as_json):
         if main:
             again = f"`python -m llm finetune --resume --out {run.out}`"
             print(f"stopped after step {run.done} of {steps}, and saved: go on with {again}", file=sys.stderr)
-        return INTERRUPTED + stop.signal
+        return INTERRUPTED + (stop.signal or SIGINT)  # another process may have been asked
     after = run.heldout() if main else None
     show(event="end", done=run.done, steps=steps, adapter=str(run.out), heldout=after)
     tell(f"held-out loss {after or 0:.4f}; the adapter is in {run.out}")

@@ -51,9 +51,10 @@ class Commands(TyperGroup):
             print("stopped", file=sys.stderr)
             raise typer.Exit(INTERRUPTED + signal.SIGINT) from None
         except ImportError as error:
-            if error.name is None or error.name.split(".")[0] == "llm":
+            package = (error.name or "llm").partition(".")[0]
+            if package == "llm":
                 raise
-            raise fail(f"{error.name} is missing: `python -m llm doctor` says how to get it") from None
+            raise fail(f"{package} is missing: `python -m llm doctor` says how to get it") from None
         except Exception as error:
             if type(error).__module__.partition(".")[0] in ("typer", "click"):
                 raise  # usage, or an exit

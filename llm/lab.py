@@ -25,7 +25,7 @@ from llm.pretrained import load_base
 from llm.records import make_records
 from llm.sweep import TARGETS, Run
 from llm.tasks import UNSEEN, go_on, load_task
-from llm.training import TrainingError, evaluate, train
+from llm.training import TrainingError, best_device, evaluate, train
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -58,7 +58,7 @@ class Lab(widgets.VBox):
         for other in list(_labs):
             other.stop()
         _labs.add(self)
-        self.model, self.trials, self._asked, self._figure = base or load_base(), [], False, None
+        self.model, self.trials, self._asked, self._figure = base or load_base().to(best_device()), [], False, None
         self._job: asyncio.Task | None = None
         self._lock = threading.RLock()  # held through a step, an answer, a save: none of them sees half of another
         self.controls = _controls(task)

@@ -119,7 +119,7 @@ def go_on(model: GPT, task: str, prompt: str, seed: int = 4) -> str:
     """What the model writes after a prompt: the likeliest record, or 60 sampled tokens of text after the prompt itself."""
     if task == "records":
         return answers(model, [Record(prompt, "")])[0]
-    ids = torch.tensor([GPT2.encode(prompt)])
+    ids = torch.tensor([GPT2.encode(prompt)], device=next(model.parameters()).device)
     return _read(model.generate(ids, 60, temperature=0.8, top_k=40, seed=seed, stop=GPT2.end)[0].tolist())
 
 

@@ -15,6 +15,11 @@ LearningRate = float | Callable[[str], float]
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]  # model, inputs, targets -> mean nats a token
 
 
+def best_device() -> torch.device:
+    """The GPU when there is one that PyTorch can use, else the CPU; a model goes there with `.to(best_device())`."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class TrainingError(Exception):
     """Training cannot go on; the model holds the weights of the last good step."""
 

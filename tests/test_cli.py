@@ -231,8 +231,10 @@ def test_adapters_shows_each_and_whether_it_fits(tiny, stranger, made, capsys):
     code, out, err = said(capsys, "adapters", made)
     assert code == 0 and not err and "rank 2, alpha 4, scale alpha/r = 2" in out and "512 parameters" in out
     assert "fits" not in out
-    code, out, err = said(capsys, "adapters", made, made, "--base", tiny)
-    assert code == 0 and out.count(f"fits {tiny}") == 2
+    other = ["finetune", "text.txt", "--base", tiny, "--out", "other", "--steps", "1", "--block", "8", "--rank", "3"]
+    assert said(capsys, *other)[0] == 0
+    code, out, err = said(capsys, "adapters", made, "other", made, "--base", tiny)  # each on the plain base
+    assert code == 0 and out.count(f"fits {tiny}") == 3
     code, out, err = said(capsys, "adapters", made, "--base", stranger)
     assert code == 1 and "rank 2" in out and "fits" not in out and err.startswith("error: made was trained on another")
 

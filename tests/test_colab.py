@@ -30,11 +30,19 @@ def cells(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_the_first_code_cell_and_the_badge_are_made_from_the_address_in_pyproject_toml(path):
     title, first, *rest = cells(path)
-    assert "".join(first["source"]) == colab.bootstrap() and first["metadata"]["tags"] == ["bootstrap"]
+    assert "".join(first["source"]) == colab.bootstrap(path.name) and first["metadata"]["tags"] == ["bootstrap"]
     assert first["metadata"]["jupyter"]["source_hidden"] and not first["outputs"]
     badges = [line for line in title["source"] if "colab-badge" in line]
     assert badges == ([colab.badge(path.name)] if colab.badge(path.name) else [])
     assert not [cell for cell in rest if "bootstrap" in cell["metadata"].get("tags", [])]
+
+
+def test_a_notebook_that_needs_what_colab_lacks_brings_it_and_nothing_that_colab_has():
+    for name, packages in colab.MORE.items():
+        assert name in {path.name for path in NOTEBOOKS}
+        assert all(f', "{package}"], check=True)' in colab.bootstrap(name) for package in packages)
+        assert not {"torch", "numpy", "ipywidgets", "transformers", "peft"} & set(packages)
+    assert "gguf" not in colab.bootstrap("01_formula.ipynb")
 
 
 def test_the_address_stands_in_pyproject_toml_and_nowhere_else_by_hand():
@@ -67,7 +75,7 @@ def test_a_notebook_without_the_first_cell_gets_it(copies):
     del notebook["cells"][1]
     path.write_text(json.dumps(notebook))
     assert colab.write(copies) == [path.name]
-    assert "".join(cells(path)[1]["source"]) == colab.bootstrap()
+    assert "".join(cells(path)[1]["source"]) == colab.bootstrap(path.name)
 
 
 def test_the_command_says_what_it_changed(copies, monkeypatch, capsys):
@@ -80,6 +88,9 @@ def test_the_command_says_what_it_changed(copies, monkeypatch, capsys):
 
 
 def test_the_first_cell_does_nothing_where_there_is_no_colab(tmp_path):
-    code = colab.bootstrap() + "\nprint(os.getcwd(), [m for m in ('subprocess', 'google') if m in set(vars())])"
+    code = (
+        colab.bootstrap(NOTEBOOKS[0].name)
+        + "\nprint(os.getcwd(), [m for m in ('subprocess', 'google') if m in set(vars())])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.split() == [str(tmp_path), "[]"] and not done.stderr and not list(tmp_path.iterdir())

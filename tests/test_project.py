@@ -117,7 +117,7 @@ def test_the_environment_for_colab_has_the_versions_that_colab_has():
     lines = (ROOT / "tests" / "colab" / "pins.txt").read_text(encoding="utf-8").splitlines()
     pins = requirements(line for line in lines if not line.startswith("#"))
     assert {name: str(pin)[2:] for name, pin in pins.items() if str(pin)} == {
-        name: version for name, version in COLAB.items() if name not in ("torch", "transformers", "peft")
+        name: version for name, version in COLAB.items() if name != "torch"
     }
     assert COURSE.keys() <= pins.keys() | {"torch"}
 

@@ -11,7 +11,7 @@ import torch.nn as nn
 from llm.corpora import batches
 from llm.lora import LoraLinear, apply_lora
 from llm.model import GPT, GPTConfig
-from llm.training import TrainingError, evaluate, make_optimizer, schedule, train
+from llm.training import TrainingError, best_device, evaluate, make_optimizer, schedule, train
 
 TINY = GPTConfig(vocab_size=97, block_size=16, n_layer=2, n_head=2, n_embd=16)
 TOKENS = torch.randint(97, (4000,), generator=torch.Generator().manual_seed(0)).cumsum(0) % 97
@@ -299,3 +299,9 @@ def test_evaluation_has_no_dropout_no_gradients_and_leaves_the_model_as_it_was(m
     before = weights(model)
     assert evaluate(model, held) == evaluate(model, held)
     assert model.training is mode and not moved(model, before) and all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("there, name", [(True, "cuda"), (False, "cpu")])
+def test_the_best_device_is_a_gpu_when_there_is_one(monkeypatch, there, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert best_device().type == name

@@ -19,7 +19,7 @@ ROOT = HERE.parents[1]
 
 
 def installed():
-    return {d.metadata["Name"]: d.version for d in distributions()} | {"lora-course": "the course"}
+    return {d.metadata["Name"]: d.version for d in distributions()}
 
 
 def run(path, address):
@@ -37,17 +37,18 @@ def run(path, address):
 
 def main():
     sys.path.insert(0, str(ROOT))
-    from llm.colab import repository
+    from llm.colab import MORE, repository
 
     os.environ |= {"PYTHONPATH": str(HERE / "stand_in"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    before = installed()
+    brought = {"lora-course"}.union(*MORE.values())
+    before = {name: version for name, version in installed().items() if name not in brought}
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         if sys.argv[1:] and path.name not in sys.argv[1:]:
             continue
         began = time.perf_counter()
         run(path, repository())
         print(f"{path.name:28} runs on Colab's versions, {time.perf_counter() - began:.0f} s", flush=True)
-    subprocess.run([sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", "lora-course"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", *brought], check=True)
     changed = dict(set(installed().items()) ^ set(before.items()))
     assert not changed, f"the first cell has changed what Colab brings along: {changed}"
 
