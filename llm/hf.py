@@ -185,10 +185,12 @@ def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, seed=None,
     transformers' own `generate` draws from the global generator, and takes further options from the model's folder.
     """
     generator = torch.Generator(idx.device).manual_seed(seed) if seed is not None else None
-    was_training, past, new = model.training, None, idx
+    was_training, past, new = model.training, None, idx[:, -1:]
     done = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
     model.eval()
     try:
+        if idx.size(1) > 1:  # all but the last token without the head: logits of a whole prompt can be half a gigabyte
+            past = model.base_model(input_ids=idx[:, :-1], use_cache=True).past_key_values
         for _ in range(max_new_tokens):
             out = model(input_ids=new, past_key_values=past, use_cache=True)
             past, chosen = out.past_key_values, sample(out.logits[:, -1].float(), temperature, top_k, generator)

@@ -17,6 +17,7 @@ COLOURS = {
     "norm": "#009E73",  # the final norm only: the cheap control
     "base": "#555555",  # the model before training
     "control": "#999999",  # noise, chance, the wrong way round
+    "prompt": "#E69F00",  # the base with solved examples in its prompt
     "other": "#CC79A7",  # a further arm of a comparison
 }
 # matplotlib knows one thread only, and JupyterLab calls widgets back on several (kernel subshells, since ipykernel 7)
@@ -69,7 +70,13 @@ def label_end(axes: Axes, x: float, y: float, text: str, colour: str, dy: float 
     )
 
 
-NAMES = {"full": "full fine-tune", "lora": "LoRA", "norm": "final norm only", "base": "base"}
+NAMES = {
+    "full": "full fine-tune",
+    "lora": "LoRA",
+    "norm": "final norm only",
+    "base": "base",
+    "prompt": "base, examples",
+}
 
 
 def loss_curves(curves: dict[str, dict[str, tuple[list, list]]], start: dict[str, float]) -> Figure:

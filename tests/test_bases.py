@@ -133,6 +133,8 @@ def test_the_logits_are_never_held_whole(monkeypatch, batch):
 
 def test_the_models_mode_is_kept_and_it_trains_with_the_courses_loop(batch):
     model = apply_lora(llama().train(), r=4, alpha=4)
+    hf.loss(model, *batch)
+    assert model.training  # the first call asks the model something, in eval mode
     before = evaluate(model, [batch], hf.loss)
     assert model.training
     steps = list(train(model, [batch] * 8, steps=8, lr=1e-2, warmup=1, loss=hf.loss))
@@ -168,6 +170,12 @@ def test_text_stops_at_the_end_token_which_is_no_part_of_it(folder, monkeypatch)
     ids = [base.tokenizer.encode(chr(b))[0] if b < 200 else b for b in script[:8]] + script[8:]
     monkeypatch.setattr(hf, "sample", lambda logits, *rest: torch.tensor([ids.pop(0)]))
     assert base.generate("x", 20) == "So be it" and len(ids) == 4
+
+
+def test_an_answer_ends_at_the_end_token_of_its_base(folder, monkeypatch):
+    base, calls = bases.load(folder), []
+    monkeypatch.setattr(hf, "sample", lambda logits, *rest: calls.append(1) or torch.tensor([256]))
+    assert answers(base.model, make_records(1, seed=0), 9, base.tokenizer) == [""] and len(calls) == 1
 
 
 def test_rows_that_have_ended_are_filled_and_the_others_go_on(folder, monkeypatch):
@@ -402,6 +410,8 @@ def test_a_merged_model_comes_back_as_it_was(kind, tied, skip, tmp_path, batch):
     again = bases.load(tmp_path / "out" / "mine")
     logits = [getattr(out, "logits", out) for out in (base.model(batch[0]), again.model(batch[0]))]
     assert torch.equal(*logits) and type(again.model) is type(base.model)
+    config = json.loads((tmp_path / "out" / "mine" / "config.json").read_text())
+    assert (config.get("tied_lm_head") or config.get("tie_word_embeddings", False)) == (tied and skip != ())
     assert (again.tokenizer.encode(TEXT), again.tokenizer.end) == (base.tokenizer.encode(TEXT), base.tokenizer.end)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
 
