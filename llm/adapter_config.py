@@ -150,9 +150,9 @@ def read_settings(config: dict, path: Path) -> Settings:
     do = "train again with init_lora_weights=True"
     must(start in STARTS, "init_lora_weights", f"{name} may have changed the base weights", do)
     r, alpha, targets = (config.get(key) for key in ("r", "lora_alpha", "target_modules"))
-    must(_rank(r), "r", "the rank is a whole number from 1 up")
-    must(_alpha(alpha), "lora_alpha", "alpha is a finite number")
-    must(type(config.get("use_rslora", False)) is bool, "use_rslora", "it is true or false")
+    must(_rank(r), "r", "the rank must be a whole number from 1 up")
+    must(_alpha(alpha), "lora_alpha", "alpha must be a finite number")
+    must(type(config.get("use_rslora", False)) is bool, "use_rslora", "it must be true or false")
     for key in sorted(k for k, v in config.items() if v and k not in READ | IGNORED):
         what = f"there is no support here for {REFUSED.get(key, 'this option')}"
         paths = "write the full paths of the layers into target_modules instead, and empty this"
@@ -161,7 +161,7 @@ def read_settings(config: dict, path: Path) -> Settings:
         must(_calm(targets), "target_modules", "a pattern must be valid and simple")
     else:
         listed = isinstance(targets, list) and targets and all(isinstance(t, str) and t for t in targets)
-        must(listed, "target_modules", "it is a list of module names or a pattern")
+        must(listed, "target_modules", "it must be a list of module names or a pattern")
     ranks, alphas = (config.get(key) or {} for key in ("rank_pattern", "alpha_pattern"))
     for pattern, key, fine, what in (
         (ranks, "rank_pattern", _rank, "it gives layers a whole number from 1 up"),

@@ -123,7 +123,7 @@ def audit(rows: list[Row], figure: Figure | None = None) -> Figure:
     for i, row in enumerate(rows):
         axes.barh(i, row.parameters, color="#dddddd", height=0.72)
         if row.trained:
-            axes.barh(i, row.trained, color=COLOURS["lora" if row.wrapped else "full"], height=0.4)
+            axes.barh(i, row.trained, color=COLOURS["full" if row.of_base else "lora"], height=0.4)
         said = f"{row.trained:,} of {row.parameters:,} train" if row.trained else f"{row.parameters:,} frozen"
         axes.text(1.6e7, i, said, va="center", fontsize=9, color="black" if row.trained else "#777777")
     axes.set_yticks(range(len(rows)), [row.kind for row in rows], fontsize=9)

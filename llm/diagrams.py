@@ -51,7 +51,7 @@ def factors(part: Approximation, figure: Figure | None = None) -> Figure:
 
 
 def layer(part: Wrapped, figure: Figure | None = None) -> Figure:
-    """W, A, B, their product and the sum, each at its own size on one scale; draws into `figure` if given."""
+    """A, B, their scaled product, W and the sum, each at its own size; draws into `figure` if given."""
     figure = figure or new_figure(8.6, 2.6)
     figure.clear()
     figure.set_layout_engine("none")
@@ -60,10 +60,10 @@ def layer(part: Wrapped, figure: Figure | None = None) -> Figure:
     limit = 4 * part.W.std().item()
     factors = 3 * max(part.A.std().item(), part.B.std().item())
     pieces = (
-        ("W, frozen", part.W, limit, WIDEST, "+"),
         ("A", part.A, factors, THICKEST, "@"),
-        ("B", part.B, factors, WIDEST, "="),
-        (f"{part.scale:g} * A @ B", part.update, limit, WIDEST, "so"),
+        ("B", part.B, factors, WIDEST, "→"),
+        (f"{part.scale:g} * A @ B", part.update, limit, WIDEST, "+"),
+        ("W, frozen", part.W, limit, WIDEST, "="),
         (f"W + {part.scale:g} * A @ B", part.W + part.update, limit, WIDEST, ""),
     )
     x, gap = 0, 26

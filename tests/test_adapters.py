@@ -419,7 +419,7 @@ CONFIGS = {
     "r negative": (dict(r=-3), "r=-3"),
     "r a text": (dict(r="3"), "r='3'"),
     "r a fraction": (dict(r=3.0), "r=3.0"),
-    "r true": (dict(r=True), "r=True, but the rank is"),
+    "r true": (dict(r=True), "r=True, but the rank must be"),
     "r huge": (dict(r=10**30), "says r=1"),
     "r another": (dict(r=4), "says r=4"),
     "rslora a text": (dict(use_rslora="no"), "use_rslora"),

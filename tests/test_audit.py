@@ -17,10 +17,10 @@ def test_the_rows_add_up_to_the_model_before_and_after_wrapping():
         assert sum(row.trained for row in rows) == sum(p.numel() for p in parameters if p.requires_grad)
 
 
-def test_blocks_are_counted_together_and_only_wrapped_kinds_are_said_to_be():
+def test_blocks_are_counted_together_and_only_the_target_trains():
     rows = {row.kind: row for row in audit_model(apply_lora(GPT(SMALL), r=2, targets="c_attn"))}
-    assert rows["attn.c_attn"].wrapped and rows["attn.c_attn"].trained == 2 * 2 * (16 + 48)
-    assert [kind for kind, row in rows.items() if row.wrapped or row.trained] == ["attn.c_attn"]
+    assert rows["attn.c_attn"].trained == 2 * 2 * (16 + 48) and not rows["attn.c_attn"].of_base
+    assert [kind for kind, row in rows.items() if row.trained] == ["attn.c_attn"]
     assert list(rows) == "wte wpe ln_1 attn.c_attn attn.c_proj ln_2 mlp.c_fc mlp.c_proj ln_f lm_head".split()
 
 
@@ -28,7 +28,11 @@ def test_a_wrapped_layer_that_also_trains_its_base_shows_both():
     model = apply_lora(nn.Sequential(nn.Linear(4, 4, bias=False)), r=1)
     model[0].base.requires_grad_(True)
     [row] = audit_model(model)
-    assert (row.parameters, row.trained) == (16 + 8, 16 + 8)
+    assert (row.parameters, row.trained, row.of_base) == (16 + 8, 16 + 8, 16)
+
+
+def test_a_fully_trained_model_trains_what_is_the_bases():
+    assert all(row.of_base == row.trained == row.parameters for row in audit_model(GPT(SMALL)))
 
 
 def test_a_tied_head_counts_once():
