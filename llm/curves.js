@@ -31,7 +31,7 @@ const CURVES = {
     ],
     say({ model, adapter, n: k }) {
       const whole = k * model, thin = model + k * adapter;
-      return `${n(k)} fine-tunes: a checkpoint each ${few(whole / 1e6)} MB, one base and an adapter each ` +
+      return `${n(k)} fine-tune${k === 1 ? "" : "s"}: a checkpoint each ${few(whole / 1e6)} MB, one base and an adapter each ` +
         `${few(thin / 1e6)} MB, as much as ${few(thin / model)} checkpoints`;
     },
   },

@@ -208,7 +208,7 @@ def test_06_voices_are_swapped_and_the_footprint_follows(open_notebook, times):
                 "06 footprint: key press to curve",
                 book.delay(part, "svg", lambda key=key: book.page.keyboard.press(key)),
             )
-        for key, expected in (("ArrowRight", "10,000 fine-tunes:"), ("ArrowLeft", "1 fine-tunes:")):
+        for key, expected in (("ArrowRight", "10,000 fine-tunes:"), ("ArrowLeft", "1 fine-tune:")):
             for _ in range(45):
                 book.page.keyboard.press(key)
             book.wait_for_text(part, expected)
