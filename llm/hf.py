@@ -132,7 +132,8 @@ def unpack_gguf(gguf: Path, folder: Path) -> None:
         except ImportError:
             raise HFError("this base needs gguf to be unpacked: run `make real`, or pip install -e '.[real]'") from None
         config = copy.deepcopy(packed.config)
-        del config.quantization_config  # it would call the model quantized for ever, and refuse to save it
+        # it would call the model quantized for ever, and refuse to save it; older versions set none
+        vars(config).pop("quantization_config", None)
         with torch.device("meta"):
             plain = type(packed)(config)
         plain.load_state_dict({name: t.half() for name, t in packed.state_dict().items()}, assign=True)
