@@ -18,8 +18,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
 
-def installed():
-    return {d.metadata["Name"]: d.version for d in distributions()}
+def installed(but):
+    return {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"] not in but}
 
 
 def run(path, address):
@@ -41,7 +41,7 @@ def main():
 
     os.environ |= {"PYTHONPATH": str(HERE / "stand_in"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     brought = {"lora-course"}.union(*MORE.values())
-    before = {name: version for name, version in installed().items() if name not in brought}
+    before = installed(but=brought)
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         if sys.argv[1:] and path.name not in sys.argv[1:]:
             continue
@@ -49,7 +49,7 @@ def main():
         run(path, repository())
         print(f"{path.name:28} runs on Colab's versions, {time.perf_counter() - began:.0f} s", flush=True)
     subprocess.run([sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", *brought], check=True)
-    changed = dict(set(installed().items()) ^ set(before.items()))
+    changed = dict(set(installed(but=brought).items()) ^ set(before.items()))
     assert not changed, f"the first cell has changed what Colab brings along: {changed}"
 
 
