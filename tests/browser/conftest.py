@@ -179,8 +179,6 @@ class Notebook:
                 else new MutationObserver(done).observe(node, { childList: true, subtree: true, characterData: true });
             }"""
         )
-        # the page may still be drawing what the last key did: that is not this key's time
-        self.page.evaluate("() => new Promise((idle) => requestIdleCallback(() => idle()))")
         act()
         self.page.wait_for_function("() => window.delay !== null")
         return self.page.evaluate("() => window.delay")
