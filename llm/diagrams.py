@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from llm.matrices import THICKEST, WIDEST, Approximation, Wrapped
-from llm.plots import COLOURS, label_end, new_axes, new_figure, spread
+from llm.plots import COLOURS, emptied, label_end, new_axes, spread
 from llm.spectra import Parts
 
 SIGNED = "RdBu"  # red below zero, white at zero, blue above: safe for colour-blind readers
@@ -39,8 +39,7 @@ def rank_strip(parts: list[Approximation], errors: list[float]) -> Figure:
 
 def factors(part: Approximation, figure: Figure | None = None) -> Figure:
     """A, B and their product laid out as one multiplies by hand, the target beside it; draws into `figure` if given."""
-    figure = figure or new_figure(8.6, 2.9)
-    figure.clear()
+    figure = emptied(figure, 8.6, 2.9)
     grid = figure.add_gridspec(2, 3, width_ratios=(0.22, 1, 1), height_ratios=(0.3, 1))
     r, limit = part.A.size(1), part.target.abs().max().item()
     _show(figure.add_subplot(grid[1, 0]), part.A, f"A: {part.A.size(0)} x {r}")
@@ -52,8 +51,7 @@ def factors(part: Approximation, figure: Figure | None = None) -> Figure:
 
 def layer(part: Wrapped, figure: Figure | None = None) -> Figure:
     """A, B, their scaled product, W and the sum, each at its own size; draws into `figure` if given."""
-    figure = figure or new_figure(8.6, 2.6)
-    figure.clear()
+    figure = emptied(figure, 8.6, 2.6)
     figure.set_layout_engine("none")
     axes = figure.add_axes((0.005, 0.02, 0.99, 0.9))
     axes.set_axis_off()
@@ -82,8 +80,7 @@ def layer(part: Wrapped, figure: Figure | None = None) -> Figure:
 def spectrum(found: tuple[Parts, int], figure: Figure | None = None) -> Figure:
     """A matrix's singular values with the first r in colour, the matrix, and its best rank-r part."""
     parts, r = found
-    figure = figure or new_figure(8.6, 3.0)
-    figure.clear()
+    figure = emptied(figure, 8.6, 3.0)
     figure.set_layout_engine("none")  # margins by hand: to find them at every move takes half of the time
     margins = dict(left=0.06, right=0.995, top=0.9, bottom=0.17, wspace=0.06)
     bars, whole, best = figure.subplots(1, 3, gridspec_kw=margins)

@@ -50,10 +50,20 @@ def new_axes(
         return figure, list(figure.subplots(rows, columns, squeeze=False, **share).flat)
 
 
+def emptied(figure: Figure | None, width: float, height: float) -> Figure:
+    """`figure` without its axes, to be drawn into again, or a new one (inches): what pictures that move begin with."""
+    if figure is None:
+        return new_figure(width, height)
+    for axes in figure.axes:
+        axes.remove()  # `figure.clear()` would first make ticks and spines anew for each, up to 15 ms
+    return figure
+
+
 def png(figure: Figure) -> bytes:
     """The figure as a PNG, drawn once: `savefig` would lay it out a second time, a third of the work."""
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    # matplotlib's own level takes 30 ms longer for a picture full of noise, to save 3 % of its bytes
+    FigureCanvasAgg(figure).print_png(buffer, pil_kwargs={"compress_level": 1})
     return buffer.getvalue()
 
 
@@ -171,8 +181,7 @@ def trials(found: list[tuple[list[int], list[float]]], figure: Figure | None = N
 
     found: (steps, losses) of each run, from step 0, which is the base.
     """
-    figure = figure or new_figure(7.0, 3.2)
-    figure.clear()
+    figure = emptied(figure, 7.0, 3.2)
     figure.set_layout_engine("none")  # margins by hand: the picture shall not jump while a run grows
     axes = figure.subplots(gridspec_kw=dict(left=0.09, right=0.92, top=0.95, bottom=0.17))
     axes.spines[["top", "right"]].set_visible(False)

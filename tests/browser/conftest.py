@@ -125,6 +125,7 @@ class Notebook:
     def __init__(self, page, server, name):
         self.name = name[:2]
         self.page, self.server, self.folder, self.errors = page, server, server.folder, []
+        self.logged = len(server.log.read_text())  # what came before is another notebook's, its kernel's end included
         page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
@@ -144,7 +145,8 @@ class Notebook:
 
     def complaints(self):
         """What the page's console, the kernel and the server have said of errors so far."""
-        log = [line for line in self.server.log.read_text().splitlines() if "Traceback" in line or " ERROR " in line]
+        said = self.server.log.read_text()[self.logged :].splitlines()
+        log = [line for line in said if "Traceback" in line or " ERROR " in line]
         return self.errors + self.page.evaluate("() => window.kernelErrors") + log
 
     def wait_for(self, condition, seconds=60):
@@ -168,15 +170,18 @@ class Notebook:
         part.locator(where).filter(has_text=text).first.wait_for(timeout=1000 * seconds)
 
     def delay(self, part, watched, act):
-        """Milliseconds from a key pressed in `act` until `watched` inside `part` has drawn something else."""
+        """Milliseconds from a key pressed in `act` until something else that `watched` draws is on the screen."""
         part.locator(watched).first.evaluate(
             """(node) => {
                 window.delay = null;
                 let began = null;
-                const done = () => { if (began !== null && window.delay === null) window.delay = performance.now() - began; };
+                const painted = new MessageChannel();  // its message comes after the frame that a callback prepares
+                painted.port1.onmessage = () => { window.delay = performance.now() - began; };
+                const drawn = () => requestAnimationFrame(() => painted.port2.postMessage(null));
                 addEventListener('keydown', () => { began = performance.now(); }, { once: true, capture: true });
-                if (node.tagName === 'IMG') node.addEventListener('load', done, { once: true });
-                else new MutationObserver(done).observe(node, { childList: true, subtree: true, characterData: true });
+                if (node.tagName === 'IMG') return node.addEventListener('load', drawn, { once: true });
+                const all = { childList: true, subtree: true, characterData: true };
+                new MutationObserver((_, observer) => { observer.disconnect(); drawn(); }).observe(node, all);
             }"""
         )
         act()
