@@ -101,7 +101,7 @@ def by_target(rows: list[dict]) -> Figure:
 def shares(models: dict[str, dict[int, float]]) -> Figure:
     """The trainable share of each model over the rank, both axes logarithmic; models: name -> rank -> share."""
     figure, (axes,) = new_axes(7.2, 4.0)
-    ends = spread([log10(list(found.values())[-1]) for found in models.values()], 0.13)
+    ends = spread([log10(list(found.values())[-1]) for found in models.values()], 0.125)
     for (name, found), end in zip(models.items(), ends):
         axes.plot(list(found), list(found.values()), color=COLOURS["lora"], marker="o", ms=3)
         label_end(axes, list(found)[-1], 10**end, name, "lora")

@@ -22,12 +22,12 @@ const CURVES = {
     x: { base: 10, from: 0, to: 4, step: 1, label: "fine-tunes kept" },
     y: { base: 10, from: 1, to: 6, step: 1, label: "on disk, MB" },
     lines: ({ model, adapter }) => [
-      { colour: ORANGE, of: (k) => (k * model) / 1e6 },
-      { colour: BLUE, of: (k) => (model + k * adapter) / 1e6 },
+      { colour: ORANGE, of: (k) => (k * model) / 1e6, label: "a checkpoint each", at: 1000, anchor: "end", dy: -10 },
+      { colour: BLUE, of: (k) => (model + k * adapter) / 1e6, label: "one base, an adapter each", at: 1.2, dy: 20 },
     ],
     dots: ({ model, adapter, n: k }) => [
-      { colour: ORANGE, x: k, y: (k * model) / 1e6, label: "a checkpoint each" },
-      { colour: BLUE, x: k, y: (model + k * adapter) / 1e6, label: "one base, an adapter each" },
+      { colour: ORANGE, x: k, y: (k * model) / 1e6 },
+      { colour: BLUE, x: k, y: (model + k * adapter) / 1e6 },
     ],
     say({ model, adapter, n: k }) {
       const whole = k * model, thin = model + k * adapter;
@@ -101,20 +101,17 @@ function render({ model, el }) {
     follow.forEach((set) => set());
     drawing.replaceChildren();
     const first = curve.x.base ** curve.x.from, last = curve.x.base ** curve.x.to;
-    for (const { colour, of, from = first } of curve.lines(at)) {
+    for (const { colour, of, from = first, label, at: beside, anchor = "start", dy } of curve.lines(at)) {
       const path = [];
       for (let i = 0; i <= 60; i++) {
         const where = Math.max(first, from) ** (1 - i / 60) * last ** (i / 60);
         path.push(`${x(where)},${y(of(where))}`);
       }
       element("polyline", { points: path.join(" "), fill: "none", stroke: colour, "stroke-width": 2.5 }, drawing);
+      if (label) text(label, { x: x(beside), y: y(of(beside)) + dy, "text-anchor": anchor }, drawing, { fill: colour });
     }
-    for (const { colour, x: where, y: value, faint, label } of curve.dots(at)) {
+    for (const { colour, x: where, y: value, faint } of curve.dots(at)) {
       element("circle", { cx: x(where), cy: y(value), r: 6, fill: colour, opacity: faint ? 0.25 : 1 }, drawing);
-      if (!label) continue;
-      const right = x(where) > W / 2; // the label on the side that has room
-      const beside = { x: x(where) + (right ? -10 : 10), y: y(value) + (colour === BLUE ? 20 : -10) };
-      text(label, { ...beside, "text-anchor": right ? "end" : "start" }, drawing, { fill: colour });
     }
     status.textContent = curve.say(at);
   }

@@ -157,7 +157,7 @@ class Lab(widgets.VBox):
                     if not (step := next(training, None)):
                         break
                     self._note(trial, step)
-                    if len(trial.seconds) % EVERY == 0:
+                    if len(trial.seconds) % EVERY == 0 and not self._asked:
                         self._measure(trial, len(trial.seconds), task.heldout)
                 await asyncio.sleep(GIVE_WAY)
         if trial not in self.trials:  # reset meanwhile

@@ -5,6 +5,7 @@ One colour is one method in every notebook (Okabe and Ito's palette, which colou
 
 import io
 import threading
+from statistics import fmean
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -120,12 +121,21 @@ def axes_gap(curves: list[list[float]], start: float) -> float:
 
 
 def spread(values: list[float], gap: float) -> list[float]:
-    """The values, in their order, moved apart until neighbours are `gap` away: where labels can stand."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    moved = list(values)
-    for low, high in zip(order, order[1:]):
-        moved[high] = max(moved[high], moved[low] + gap)
-    return moved
+    """The values, in their order, moved apart until neighbours are `gap` away: where labels can stand.
+
+    Neighbours that would touch stand around the mean of where they belong, so that none is pushed far.
+    """
+
+    def middle(group):
+        return fmean(values[i] for i in group)
+
+    groups: list[list[int]] = []
+    for i in sorted(range(len(values)), key=values.__getitem__):
+        groups.append([i])
+        while len(groups) > 1 and middle(groups[-1]) - middle(groups[-2]) < gap * len(groups[-2] + groups[-1]) / 2:
+            groups[-2:] = [groups[-2] + groups[-1]]
+    places = {i: middle(group) + gap * (k - (len(group) - 1) / 2) for group in groups for k, i in enumerate(group)}
+    return [places[i] for i in range(len(values))]
 
 
 def score_bars(scores: dict[str, dict[str, float]]) -> Figure:

@@ -165,24 +165,59 @@ class Notebook:
         self.wait_for("app.shell.currentWidget.sessionContext.session.kernel.status === 'idle'", seconds)
         assert not self.complaints()
 
+    def run_code(self, code):
+        """What the kernel answers to an expression: that it still does, whatever trains meanwhile."""
+        return self.page.evaluate(
+            """async (code) => {
+                let said;
+                const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+                const asked = kernel.requestExecute({ code });
+                asked.onIOPub = (m) => { if (m.header.msg_type === 'execute_result') said = m.content.data['text/plain']; };
+                await asked.done;
+                return said;
+            }""",
+            code,
+        )
+
+    def run_cell(self, part):
+        """Run the one code cell whose source has `part`, as with Shift and Enter."""
+        self.page.evaluate(
+            """(part) => {
+                const notebook = window.jupyterapp.shell.currentWidget.content;
+                const found = notebook.widgets.flatMap((cell, i) =>
+                    cell.model.type === 'code' && cell.model.sharedModel.source.includes(part) ? [i] : []);
+                if (found.length !== 1) throw new Error(`${found.length} cells have ${part}`);
+                notebook.activeCellIndex = found[0];
+                window.jupyterapp.commands.execute('notebook:run-cell');
+            }""",
+            part,
+        )
+
+    def interrupt(self):
+        """The kernel's own button with the square."""
+        self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:interrupt-kernel')")
+
     def wait_for_text(self, part, text, seconds=15, where="[role=status]"):
         """Until the widget `part` says `text`."""
         part.locator(where).filter(has_text=text).first.wait_for(timeout=1000 * seconds)
 
-    def delay(self, part, watched, act):
-        """Milliseconds from a key pressed in `act` until something else that `watched` draws is on the screen."""
+    def delay(self, part, watched, act, says=""):
+        """Milliseconds from a key or button pressed in `act` until `watched` shows something else, or what it `says`."""
         part.locator(watched).first.evaluate(
-            """(node) => {
+            """(node, says) => {
                 window.delay = null;
                 let began = null;
                 const painted = new MessageChannel();  // its message comes after the frame that a callback prepares
                 painted.port1.onmessage = () => { window.delay = performance.now() - began; };
                 const drawn = () => requestAnimationFrame(() => painted.port2.postMessage(null));
-                addEventListener('keydown', () => { began = performance.now(); }, { once: true, capture: true });
+                for (const name of ['keydown', 'pointerdown'])
+                    addEventListener(name, () => { began ??= performance.now(); }, { once: true, capture: true });
                 if (node.tagName === 'IMG') return node.addEventListener('load', drawn, { once: true });
-                const all = { childList: true, subtree: true, characterData: true };
-                new MutationObserver((_, observer) => { observer.disconnect(); drawn(); }).observe(node, all);
-            }"""
+                new MutationObserver((_, observer) => {
+                    if (node.textContent.includes(says)) { observer.disconnect(); drawn(); }
+                }).observe(node, { childList: true, subtree: true, characterData: true });
+            }""",
+            says,
         )
         act()
         self.page.wait_for_function("() => window.delay !== null")
