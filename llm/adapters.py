@@ -1,7 +1,7 @@
 """An adapter on a model and in a folder: save, load, swap, inspect.
 
 The folder is PEFT's own format (`adapter_files`): ours open in PEFT, PEFT's LoRA adapters open here. PEFT is silent on
-a wrong base, a wrong alpha and missing layers; here each is one sentence, and the model is as it was.
+a wrong base and a wrong alpha and only warns of missing layers; here each is one sentence, the model as it was.
 """
 
 import math

@@ -1,5 +1,6 @@
 """Counts and recorded sweeps as pictures: numbers, or rows of `data/results/*.csv`, in; a matplotlib Figure out."""
 
+from itertools import product
 from math import log10
 from statistics import median
 
@@ -56,26 +57,29 @@ def by_rank(rows: list[dict], measure: str = "after", tasks: tuple[str, ...] = (
 
 
 def rates_by_scaling(rows: list[dict]) -> Figure:
-    """Loss over the learning rate, a panel for each convention of the scale, a curve for each rank (darker: higher)."""
-    scalings = list(dict.fromkeys(row["scaling"] for row in rows))
-    figure, panels = new_axes(8.6, 3.5, columns=len(scalings), sharey=True)
-    for axes, scaling in zip(panels, scalings):
-        here = [row for row in rows if row["scaling"] == scaling]
+    """Loss over the learning rate: a panel for each convention of the scale, a row of them for each start of A, a curve
+    for each rank (darker: higher) with a ring around its best."""
+    scalings, starts = (list(dict.fromkeys(row[key] for row in rows)) for key in ("scaling", "start"))
+    figure, panels = new_axes(8.6, 0.6 + 2.6 * len(starts), len(starts), len(scalings), sharex=True, sharey=True)
+    for axes, (start, scaling) in zip(panels, product(starts, scalings)):
+        here = [row for row in rows if (row["start"], row["scaling"]) == (start, scaling)]
         ranks = sorted({row["r"] for row in here})
-        for shade, r in zip((0.45, 1.0), ranks):
-            found = grouped([row for row in here if row["r"] == r], "lr", "after")
+        curves = {r: grouped([row for row in here if row["r"] == r], "lr", "after") for r in ranks}
+        ends = spread([log10(median(list(found.values())[-1])) for found in curves.values()], 0.1)
+        for shade, end, (r, found) in zip((0.45, 1.0), ends, curves.items()):
             x, y = list(found), [median(values) for values in found.values()]
             axes.plot(x, y, color=COLOURS["lora"], alpha=shade, marker="o", ms=4)
             best = min(range(len(y)), key=y.__getitem__)
             axes.plot(x[best], y[best], "o", color=COLOURS["lora"], ms=11, mfc="none")
-            label_end(axes, x[-1], y[-1], f"r = {r}", "lora", dy=5 if r == ranks[-1] else -5)
+            label_end(axes, x[-1], 10**end, f"r = {r}", "lora")
         axes.set_xscale("log"), axes.set_yscale("log")
-        axes.set_yticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"])
+        axes.set_yticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
         axes.minorticks_off()
-        axes.set_title(f"scale = {scaling}")
-        axes.set_xlabel("learning rate")
-        axes.set_xlim(2e-4, 3e-2)
-    panels[0].set_ylabel(MEASURES["after"])
+        axes.set_title(f"scale = {scaling}" if start == starts[0] else "")
+        axes.set_xlabel("learning rate" if start == starts[-1] else "")
+        axes.set_xlim(6e-5, 0.9)
+    for start, axes in zip(starts, panels[:: len(scalings)]):
+        axes.set_ylabel(f"held-out loss\nA as in the {start}")
     return figure
 
 

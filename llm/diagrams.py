@@ -106,7 +106,7 @@ def fits(panels: dict[str, dict[int | str, list[float]]], floors: dict[str, dict
     """
     figure, axes = new_axes(8.6, 4.0, columns=len(panels), sharey=True)
     for panel, (title, curves) in zip(axes, panels.items()):
-        ends = spread([max(math.log10(max(low, y[-1])), math.log10(low) + 0.2) for y in curves.values()], 0.38)
+        ends = spread([math.log10(max(low, y[-1])) for y in curves.values()], 0.38, math.log10(low) + 0.25)
         for i, ((key, losses), end) in enumerate(zip(curves.items(), ends)):
             colour, text = ("full", "full") if key == "full" else ("lora", f"r = {key}")
             shade = 1.0 if key == "full" else 0.35 + 0.65 * (i + 1) / len(curves)

@@ -148,7 +148,7 @@ def _prepare(settings, out, device, group):
     digests = {"data": data.digest, "base": fingerprint(base.model)}
     if settings.lr is None:
         small = getattr(base.model, "config", None) == GPTConfig()
-        settings = replace(settings, lr=ARMS["lora"].lr if small else 1e-3)  # a larger model wants a lower rate
+        settings = replace(settings, lr=ARMS["lora"].lr if small else 1e-3)  # wider layers start hotter
     torch.manual_seed(settings.seed)
     apply_lora(base.model, settings.rank, settings.alpha, settings.scaling, targets_of(settings.targets))
     return Run(settings, out, base, data, make_optimizer(base.model, settings.lr), group, digests)

@@ -75,7 +75,7 @@ class Lab(widgets.VBox):
         self.buttons["Train"].button_style = "primary"
         self.bar = widgets.IntProgress(0, 0, 1, description="steps", layout=widgets.Layout(width="420px"))
         self.status, self.table, self.answers = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.image = widgets.Image(format="png")
+        self.image = widgets.Image(format="png", layout=dict(align_self="flex-start"))
         wide = dict(layout=widgets.Layout(width="640px"))
         self.prompt = widgets.Text(PROMPTS[task], description="prompt", **wide)
         self.folder = widgets.Text(str(folder), description="folder", **wide)

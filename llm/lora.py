@@ -22,7 +22,8 @@ SCALING: dict[str, Callable[[float, int], float]] = {
 class LoraLinear(nn.Module):
     """A frozen `nn.Linear` plus a trainable low-rank update.
 
-    x (..., in) -> (..., out). A starts Kaiming-uniform, B starts at zero, so the first output is the base's own.
+    x (..., in) -> (..., out). B starts at zero, so the first output is the base's own. A starts Kaiming-uniform over
+    (in, r), as the chapter has it: a spread of 1 / sqrt(3r), where the paper's code has 1 / sqrt(3 in).
     Raises ValueError unless 1 <= r <= min(in, out).
     """
 
@@ -77,16 +78,13 @@ def apply_lora(
     """Freeze `model`, then replace its linear layers by `LoraLinear`; returns the same model.
 
     targets: which linears, as module paths or their last parts ("c_attn", "mlp.c_fc"), or a function of the path;
-    None means every linear that `skip` does not name. skip: the output head, by default.
-    Raises ValueError when the model is wrapped already, when nothing matches, or when r does not fit a layer;
+    None means every linear that `skip` does not name. skip: the output head, by default; a function decides alone.
+    Raises ValueError when the model is wrapped already, when a target matches nothing, or when r does not fit a layer;
     the model is then as it was.
     """
     if any(isinstance(m, LoraLinear) for m in model.modules()):
         raise ValueError("this model already has LoRA layers: call remove_lora(model) or merge_lora(model) first")
-    wanted = _matcher(targets, skip)
-    linears = _inside({path: m for path, m in model.named_modules() if isinstance(m, nn.Linear) and wanted(path)})
-    if not linears:
-        raise ValueError(f"no nn.Linear matches targets={targets!r}, skip={skip!r}")
+    linears = _linears(model, targets, skip)
     for layer in linears.values():
         _check(layer, r, scaling)  # all of them before the first is frozen
     wrapped = {path: LoraLinear(m, r, alpha, scaling) for path, m in linears.items()}
@@ -97,18 +95,21 @@ def apply_lora(
     return model
 
 
-def _matcher(targets, skip) -> Callable[[str], bool]:
-    if callable(targets):
-        return targets
+def _linears(model, targets, skip) -> dict[str, nn.Linear]:
+    def listed(names):  # one name may stand alone: as an iterable it would be its letters, and match nothing
+        return (names,) if isinstance(names, str) else tuple(names)
 
     def ends(path, names):
         return any(path == n or path.endswith("." + n) for n in names)
 
-    def listed(names):  # one name may stand alone: as an iterable it would be its letters, and match nothing
-        return (names,) if isinstance(names, str) else tuple(names)
-
-    targets, skip = targets if targets is None else listed(targets), listed(skip)
-    return lambda path: (targets is None or ends(path, targets)) and not ends(path, skip)
+    named, skipped = () if targets is None or callable(targets) else listed(targets), listed(skip)
+    wanted = targets if callable(targets) else lambda p: (targets is None or ends(p, named)) and not ends(p, skipped)
+    linears = _inside({path: m for path, m in model.named_modules() if isinstance(m, nn.Linear) and wanted(path)})
+    if not linears:
+        raise ValueError(f"no nn.Linear matches targets={targets!r}, skip={skip!r}")
+    if idle := [name for name in named if not any(ends(path, (name,)) for path in linears)]:
+        raise ValueError(f"no nn.Linear matches the target {idle[0]!r} with skip={skip!r}")
+    return linears
 
 
 def _inside(layers):

@@ -5,6 +5,7 @@ One colour is one method in every notebook (Okabe and Ito's palette, which colou
 
 import io
 import threading
+from math import inf
 from statistics import fmean
 
 import matplotlib.pyplot as plt
@@ -120,21 +121,21 @@ def axes_gap(curves: list[list[float]], start: float) -> float:
     return 0.07 * (max(values) - min(values))
 
 
-def spread(values: list[float], gap: float) -> list[float]:
-    """The values, in their order, moved apart until neighbours are `gap` away: where labels can stand.
+def spread(values: list[float], gap: float, low: float = -inf) -> list[float]:
+    """The values, in their order, moved apart until neighbours are `gap` away: where labels can stand, none below `low`.
 
     Neighbours that would touch stand around the mean of where they belong, so that none is pushed far.
     """
 
-    def middle(group):
-        return fmean(values[i] for i in group)
+    def bottom(group):
+        return max(low, fmean(values[i] for i in group) - gap * (len(group) - 1) / 2)
 
     groups: list[list[int]] = []
     for i in sorted(range(len(values)), key=values.__getitem__):
         groups.append([i])
-        while len(groups) > 1 and middle(groups[-1]) - middle(groups[-2]) < gap * len(groups[-2] + groups[-1]) / 2:
+        while len(groups) > 1 and bottom(groups[-1]) < bottom(groups[-2]) + gap * len(groups[-2]):
             groups[-2:] = [groups[-2] + groups[-1]]
-    places = {i: middle(group) + gap * (k - (len(group) - 1) / 2) for group in groups for k, i in enumerate(group)}
+    places = {i: bottom(group) + gap * k for group in groups for k, i in enumerate(group)}
     return [places[i] for i in range(len(values))]
 
 

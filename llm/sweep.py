@@ -3,6 +3,7 @@
 A row is one run, described in full, and what it measured. A stopped sweep goes on where it was.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -10,9 +11,10 @@ from pathlib import Path
 from statistics import median
 
 import torch
+import torch.nn as nn
 
 from llm import files
-from llm.lora import SCALING, apply_lora
+from llm.lora import SCALING, apply_lora, lora_layers
 from llm.pretrained import load_base
 from llm.records import make_records
 from llm.tasks import ARMS, UNSEEN, answers, load_task, score, speeches
@@ -25,7 +27,10 @@ TARGETS = {"attention": ("c_attn", "attn.c_proj"), "mlp": ("c_fc", "mlp.c_proj")
 
 @dataclass(frozen=True)
 class Run:
-    """One fine-tune, described in full; method "lora" uses r to targets, the others do not."""
+    """One fine-tune, described in full; method "lora" uses r to targets and start, the others do not.
+
+    start: A's spread, the chapter's (as in `LoraLinear`: fan-in r) or the paper's (fan-in of the layer).
+    """
 
     task: str = "records"
     method: str = "lora"
@@ -36,6 +41,7 @@ class Run:
     lr: float = ARMS["lora"].lr
     steps: int = 100
     seed: int = 0
+    start: str = "chapter"
 
 
 def _arms(task):
@@ -62,12 +68,18 @@ SWEEPS: dict[str, list[Run]] = {
     ],
     # the same alpha under three conventions, each over a range of learning rates, at a small rank and a large one
     "alphas": [
-        Run(r=r, alpha=16.0, scaling=scaling, lr=lr, steps=40, seed=s)
+        Run(r=r, alpha=16.0, scaling=scaling, lr=lr, steps=40, seed=s, start=start)
+        for start, rates in {
+            "chapter": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+            "paper": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+        }.items()
         for scaling in SCALING
         for r in (4, 64)
-        for lr in (3e-4, 1e-3, 3e-3, 1e-2)
+        for lr in rates
         for s in SEEDS
     ],
+    # the largest rank of "ranks" once more, at gentler rates
+    "cooler": [Run(r=64, alpha=64, lr=lr, seed=s) for lr in (1e-3, 3e-3) for s in SEEDS],
     "targets": [Run(task, targets=t, seed=s) for task in ("records", "shakespeare") for t in TARGETS for s in SEEDS],
 }
 
@@ -80,6 +92,8 @@ def measure(run: Run) -> dict[str, float]:
     before, knew = _start(run.task)
     if run.method == "lora":
         apply_lora(model, run.r, run.alpha, run.scaling, targets=TARGETS[run.targets])
+        if run.start == "paper":
+            paper_start(model)
     else:
         ARMS[run.method].prepare(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -98,6 +112,17 @@ def measure(run: Run) -> dict[str, float]:
 
 
 _task, _speeches = cache(load_task), cache(speeches)
+
+
+def paper_start(model: nn.Module) -> nn.Module:
+    """Give every A the spread 1 / sqrt(3 in) of the paper's code; returns the same model.
+
+    `kaiming_uniform_` takes a matrix's second size for the fan-in: the layer's inputs there, where A is stored as
+    (r, in), and r in `LoraLinear`, as in the chapter.
+    """
+    for layer in lora_layers(model).values():
+        layer.A.data *= math.sqrt(layer.r / layer.base.in_features)
+    return model
 
 
 @cache

@@ -39,7 +39,8 @@ class Explorer(widgets.VBox):
         describe: Callable,
         beside: tuple[str, ...] = (),
     ):
-        self.controls, self.text, self.image = controls, widgets.HTML(), widgets.Image(format="png")
+        self.controls, self.text = controls, widgets.HTML()
+        self.image = widgets.Image(format="png", layout=dict(align_self="flex-start"))  # else stretched, and blurred
         self._numbers, self._draw, self._describe = numbers, draw, describe
         self._figure: Figure | None = None  # one figure, drawn again: half the time of a new one
         self.refresh()

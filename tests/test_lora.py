@@ -176,9 +176,21 @@ def test_skip_is_one_name_or_many(skip):
     assert len(layers) == 3 * TINY.n_layer + 1 and not any(path.endswith("c_attn") for path in layers)
 
 
+@pytest.mark.parametrize("targets", [["c_attn", "c_porj"], ["c_attn", "lm_head"], ("mlp.c_fc", "attn.c_fc")])
+def test_a_target_that_matches_nothing_is_refused_though_others_match(targets):
+    model = base()
+    with pytest.raises(ValueError, match=f"no nn.Linear matches the target '{targets[1]}'"):
+        apply_lora(model, r=2, targets=targets)
+    assert not lora_layers(model) and all(p.requires_grad for p in model.parameters())
+
+
+def test_a_function_of_the_path_decides_alone():
+    assert "lm_head" in lora_layers(apply_lora(base(), r=2, targets=lambda path: True))
+
+
 def test_skip_wins_over_targets():
-    layers = lora_layers(apply_lora(base(), r=2, targets=["c_attn", "lm_head"]))
-    assert [path.rsplit(".", 1)[1] for path in layers] == ["c_attn", "c_attn"]
+    layers = lora_layers(apply_lora(base(), r=2, targets=["c_proj"], skip="mlp.c_proj"))
+    assert [path.split(".", 3)[3] for path in layers] == ["attn.c_proj", "attn.c_proj"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -27,6 +27,11 @@ def test_labels_that_do_not_touch_are_not_moved():
     assert spread([1.0, 1.0, 1.0], 2) == [-1.0, 1.0, 3.0]
 
 
+def test_no_label_stands_below_the_axis():
+    assert spread([1.0, 1.0, 1.0], 2, low=0) == [0, 2, 4] and spread([-3.0, 1.5], 2, low=0) == [0, 2]
+    assert spread([1.0, 9.0], 2, low=0) == [1.0, 9.0]
+
+
 def test_a_figure_drawn_into_again_shows_what_a_new_one_would():
     def draw(figure, y):
         figure = emptied(figure, 3, 2)
