@@ -30,9 +30,9 @@ const CURVES = {
       { colour: BLUE, x: k, y: (model + k * adapter) / 1e6 },
     ],
     say({ model, adapter, n: k }) {
-      const whole = k * model, thin = model + k * adapter;
+      const whole = k * model, thin = model + k * adapter, as = few(thin / model);
       return `${n(k)} fine-tune${k === 1 ? "" : "s"}: a checkpoint each ${few(whole / 1e6)} MB, one base and an adapter each ` +
-        `${few(thin / 1e6)} MB, as much as ${few(thin / model)} checkpoints`;
+        `${few(thin / 1e6)} MB, as much as ${as} checkpoint${as === "1" ? "" : "s"}`;
     },
   },
 };

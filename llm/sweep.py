@@ -140,9 +140,15 @@ def sweep(name: str, results: Path = RESULTS) -> Iterator[dict]:
         raise ValueError(f"there is no sweep called {name!r}: choose one of {', '.join(SWEEPS)}")
     path = results / f"{name}.csv"
     rows = files.read_csv(path)
-    done = {tuple(row[key] for key in asdict(Run())) for row in rows}
+    place = {tuple(asdict(run).values()): i for i, run in enumerate(SWEEPS[name])}
+
+    def described(row):
+        return tuple(row[key] for key in asdict(Run()))
+
+    done = {described(row) for row in rows}
     for run in SWEEPS[name]:
         if tuple(asdict(run).values()) not in done:
-            rows.append(asdict(run) | measure(run))
+            rows.append(row := asdict(run) | measure(run))
+            rows.sort(key=lambda row: place.get(described(row), -1))  # also when the plan has grown in its middle
             files.write_csv(path, rows)
-            yield rows[-1]
+            yield row

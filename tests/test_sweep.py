@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+import torch.nn as nn
 
 from llm import corpora, files, sweep
 from llm.__main__ import main
@@ -66,10 +67,33 @@ def test_a_run_that_differs_in_one_thing_is_another_run(counted, tmp_path, monke
     assert [row["lr"] for row in sweep.sweep("toy", tmp_path)] == [0.5]
 
 
+def test_a_plan_that_grew_in_its_middle_is_recorded_in_its_order(counted, tmp_path, monkeypatch):
+    list(sweep.sweep("toy", tmp_path))
+    grown = [RUNS[0], Run(seed=0, r=1, alpha=1, lr=0.5), *RUNS[1:]]
+    monkeypatch.setitem(SWEEPS, "toy", grown)
+    assert [row["lr"] for row in sweep.sweep("toy", tmp_path)] == [0.5]
+    rows = files.read_csv(tmp_path / "toy.csv")
+    assert [{key: row[key] for key in asdict(Run())} for row in rows] == [asdict(run) for run in grown]
+
+
+def test_the_papers_start_is_that_of_its_code_at_every_width():
+    from llm.lora import apply_lora, lora_layers
+
+    torch.manual_seed(0)
+    model = apply_lora(GPT(GPTConfig(vocab_size=97, block_size=16, n_layer=1, n_head=2, n_embd=128)), r=8)
+    before = {path: layer.A.detach().clone() for path, layer in lora_layers(model).items()}
+    assert sweep.paper_start(model) is model
+    for path, layer in lora_layers(model).items():
+        wide = layer.base.in_features
+        theirs = nn.init.kaiming_uniform_(torch.empty(8, wide), a=math.sqrt(5))  # A as the paper's code stores it
+        assert layer.A.std().item() == pytest.approx(theirs.std().item(), rel=0.1)
+        assert torch.allclose(layer.A, before[path] * (8 / wide) ** 0.5) and layer.A.requires_grad
+
+
 def test_an_unknown_sweep_is_one_sentence_with_the_names_there_are(tmp_path, capsys):
     with pytest.raises(ValueError) as caught:
         next(sweep.sweep("rank", tmp_path))
-    assert str(caught.value) == "there is no sweep called 'rank': choose one of rates, ranks, alphas, targets"
+    assert str(caught.value) == "there is no sweep called 'rank': choose one of rates, ranks, alphas, cooler, targets"
     assert main(["sweep", "rank"]) == 1
     assert capsys.readouterr().err == f"error: {caught.value}\n"
 
