@@ -61,8 +61,7 @@ class Lab(widgets.VBox):
         self.model, self.trials, self._asked, self._figure = base or load_base().to(best_device()), [], False, None
         self._job: asyncio.Task | None = None
         self._lock = threading.RLock()  # held through a step, an answer, a save: none of them sees half of another
-        self.controls = _controls(task)
-        self.buttons = {}
+        self.controls, self.buttons = _controls(task), {}
         for name, (act, tip) in {
             "Train": (self.start, "train a fresh adapter with these settings"),
             "Stop": (self.stop, "stop after the step that is running"),
@@ -157,16 +156,16 @@ class Lab(widgets.VBox):
                     if not (step := next(training, None)):
                         break
                     self._note(trial, step)
-                    if len(trial.seconds) % EVERY == 0 and not self._asked:
-                        self._measure(trial, len(trial.seconds), task.heldout)
                 await asyncio.sleep(GIVE_WAY)
+                if len(trial.seconds) % EVERY == 0 and not self._asked:
+                    self._measure(trial, len(trial.seconds), task.heldout)
+                    await asyncio.sleep(GIVE_WAY)
         if trial not in self.trials:  # reset meanwhile
             return
         trial.ended = "stopped" if self._asked else "done"
         self._say(f"{trial.ended} after {len(trial.seconds)} steps")  # at once; to measure takes another moment
         if trial.at[-1] != len(trial.seconds):
-            with self._lock:
-                self._measure(trial, len(trial.seconds), task.heldout)
+            self._measure(trial, len(trial.seconds), task.heldout)
         self._draw()
         change = f"held-out loss {trial.heldout[0]:.2f} -> {trial.heldout[-1]:.2f}"
         self._say(f"{trial.ended} after {len(trial.seconds)} steps: {change}")
@@ -180,7 +179,8 @@ class Lab(widgets.VBox):
         self._say(f"step {done}: training loss {step.loss:.2f}, {step.tokens / a_step:,.0f} tokens a second, {left}")
 
     def _measure(self, trial, step, heldout):
-        trial.at.append(step), trial.heldout.append(evaluate(self.model, heldout))
+        with self._lock:
+            trial.at.append(step), trial.heldout.append(evaluate(self.model, heldout))
         if trial in self.trials:
             self._draw()
 
