@@ -69,12 +69,12 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def label_end(axes: Axes, x: float, y: float, text: str, colour: str, dy: float = 0) -> None:
-    """A label beside a curve's last point, in the curve's colour; `dy` in points keeps neighbours apart."""
+def label_end(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
+    """A label beside a curve's last point, in the curve's colour; `spread` finds places for several."""
     axes.annotate(
         text,
         (x, y),
-        (6, dy),
+        (6, 0),
         textcoords="offset points",
         va="center",
         color=COLOURS.get(colour, colour),
