@@ -4,8 +4,11 @@ import random
 from itertools import pairwise
 
 import pytest
+from matplotlib.colors import to_hex
 
-from llm.plots import emptied, new_axes, png, spread
+from llm import charts
+from llm.audit import Row
+from llm.plots import COLOURS, emptied, new_axes, png, spread
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -43,3 +46,14 @@ def test_a_figure_drawn_into_again_shows_what_a_new_one_would():
     assert png(used) == png(draw(None, [1, 2])) != png(draw(None, [3, 1]))
     figure, _ = new_axes(2, 2)
     assert emptied(figure, 9, 9) is figure and not figure.axes
+
+
+def test_the_audit_draws_all_numbers_in_grey_and_what_trains_in_its_colour():
+    rows = [Row("wte", 9_000, 0, 0), Row("c_attn", 5_000, 400, 0), Row("ln_1", 300, 300, 300)]
+    [axes] = charts.audit(rows).axes
+    bars = [(bar.get_y() + bar.get_height() / 2, bar.get_width(), to_hex(bar.get_facecolor())) for bar in axes.patches]
+    grey, lora, full = "#dddddd", COLOURS["lora"].lower(), COLOURS["full"].lower()
+    expected = [(0, 9_000, grey), (1, 5_000, grey), (2, 300, grey), (1, 400, lora), (2, 300, full)]
+    assert [(pytest.approx(y), n, colour) for y, n, colour in bars] == expected
+    said = {text.get_text() for text in axes.texts}
+    assert {"wte", "9,000 frozen", "400 of 5,000 train", "300 of 300 train"} <= said
