@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
 .PHONY: help setup real lab test lint unit notebooks browser test-colab refresh bench clean
 
@@ -12,21 +13,25 @@ help:
 	@echo "make test-colab every notebook alone, on the versions that Colab has"
 	@echo "make refresh    run every notebook from the top and store its outputs"
 	@echo "make bench      time LoRA against full fine-tuning, ours against transformers + PEFT"
-	@echo "make clean      remove what the course made (.venv, build, cached corpora)"
+	@echo "make clean      remove what is made again in minutes: .venv, build/colab, cached corpora; models and runs stay"
 
-.venv/.done: pyproject.toml constraints.txt
+.venv/.lab: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"Python {v[0]}.{v[1]} is too old: call make with PYTHON=python3.11 or newer")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) torch
+	$(INSTALL) --editable '.[lab]'
+	@touch $@
+
+.venv/.real: .venv/.lab
+	$(INSTALL) --editable '.[lab,real]'
 	@touch $@
 
 # the tests compare with transformers and PEFT; a learner of notebooks 01 to 06 installs neither
-.venv/.real: .venv/.done
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,real]'
-	@touch $@
+.venv/.test: .venv/.lab
+	$(INSTALL) --editable '.[lab,real,test]'
+	@touch $@ .venv/.real
 
-setup: .venv/.done
+setup: .venv/.lab
 	@$(BIN)/python -m llm fetch
 
 real: setup .venv/.real
@@ -35,20 +40,22 @@ real: setup .venv/.real
 lab: setup
 	$(BIN)/jupyter lab notebooks/01_formula.ipynb
 
-test: real lint unit notebooks browser
+test: lint unit notebooks browser
 
-lint: .venv/.done
+lint: .venv/.test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/lint-imports
 
-unit: .venv/.real
+unit: .venv/.test real
 	$(BIN)/python -m pytest tests --ignore tests/browser
 
 # a process of its own: playwright keeps an event loop running, in which no other test could start one
-browser: .venv/.done
+browser: .venv/.test real
 	$(BIN)/python -m pytest tests/browser
 
 # strict: stored outputs must come out again, but for cells tagged nbval-ignore-output, whose claims are asserts
-notebooks: .venv/.real
+notebooks: .venv/.test real
 	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout=300 --durations=10 $(NOTEBOOKS))
 
 # torch first, by its pin: asked for by another package it would bring CUDA along
@@ -65,8 +72,9 @@ refresh: real
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --NotebookClient.store_widget_state=False --NotebookClient.record_timing=False $(NOTEBOOKS)
 
 # in one run, so that ratios hold on a machine whose speed drifts
-bench: real
+bench: .venv/.test real
 	$(BIN)/python tests/bench/bench.py
 
+# never build/ as a whole: a merged model or an hour of pretraining may lie there
 clean:
-	rm -rf .venv build data/cache
+	rm -rf .venv build/colab build/lib build/bdist.* data/cache *.egg-info .pytest_cache .ruff_cache .import_linter_cache

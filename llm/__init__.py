@@ -1,1 +1,11 @@
-"""The course's shared code: one idea a file, and nothing runs on import."""
+"""The lesson lies on this floor; read it in this order.
+
+`lora.py`      LoRA itself: freeze W, learn A and B
+`model.py`     the GPT that wears it
+`loss.py`      what the head asks of it, and at which price
+`training.py`  the loop that moves A and B
+`tokenizer.py` text in, text out
+`spectra.py`   what fine-tuning moved
+
+Everything else keeps the course running, a folder a room: its `__init__.py` says who lives there.
+"""

@@ -2,15 +2,20 @@
 
 import csv
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from llm.errors import WriteError
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file beside `path`, then rename it over: a kill or a full disk leaves the old file.
 
-    Raises OSError when the disk does not take it; the message says what to do.
+    Raises WriteError when the disk does not take it; the message says what to do.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -19,7 +24,23 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
             os.replace(Path(folder) / path.name, path)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError of many lines
         why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise OSError(f"could not write {path} ({why}): nothing was lost; make room there, then try again") from None
+        raise WriteError(f"could not write {path} ({why}): nothing was lost; make room there, then try again") from None
+
+
+def whole_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a folder beside `folder`, then rename it: a kill or a full disk leaves none.
+
+    Raises WriteError when the disk does not take it.
+    """
+    new = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        new.mkdir(parents=True)
+        write(new)
+        os.replace(new, folder)
+    except (OSError, SafetensorError) as error:  # safetensors has a full disk as an error of its own
+        raise WriteError(f"could not write {folder} ({error}): make room there, or choose another place") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:

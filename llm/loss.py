@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from llm.errors import SettingError
+
 IGNORE = -100  # a target with this value does not count, PyTorch's own convention
 CHUNK = 256  # rows of logits held at a time: 256 x 50,257 floats are 51 MB
 
@@ -16,14 +18,14 @@ def next_token_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.T
     """Mean cross-entropy in nats of `hidden @ weight.T` against `targets`, in chunks of rows.
 
     hidden (..., d), weight (vocab, d), targets (...) with `IGNORE` where a position does not count.
-    Ignored positions are dropped before they are projected. Raises ValueError when no position counts.
+    Ignored positions are dropped before they are projected. Raises SettingError when no position counts.
     """
     hidden, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)
     counted = targets != IGNORE
     if not counted.all():
         hidden, targets = hidden[counted], targets[counted]
     if len(targets) == 0:
-        raise ValueError("no position counts towards the loss: every target is masked")
+        raise SettingError("no position counts towards the loss: every target is masked")
     if hasattr(F, "linear_cross_entropy"):  # torch 2.13 and newer
         return _library(hidden, weight, targets)
     return _chunked(hidden, weight, targets)

@@ -3,13 +3,15 @@
 Module names are GPT-2's own, so its weights load by name. Knows nothing about LoRA or data.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from llm import gpt2
+from llm import gpt2_weights
+from llm.errors import SettingError
 from llm.loss import next_token_loss
 
 
@@ -27,7 +29,7 @@ class GPTConfig:
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
+            raise SettingError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
 
 
 class CausalSelfAttention(nn.Module):
@@ -83,7 +85,7 @@ class GPT(nn.Module):
 
     `model(idx)` -> logits (B, T, vocab); `model(idx, targets)` -> (None, loss), the logits never held whole.
     idx and targets are (B, T) token ids, T <= block_size; a target of -100 does not count.
-    Raises ValueError when T is longer than the context.
+    Raises SettingError when T is longer than the context.
     """
 
     def __init__(self, config: GPTConfig = GPTConfig()):
@@ -109,9 +111,9 @@ class GPT(nn.Module):
     def from_pretrained(cls, name_or_folder) -> "GPT":
         """GPT-2's weights in this model, float32, in eval mode: "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" or a folder.
 
-        Raises gpt2.GPT2Error when they cannot be had or are not what their config says.
+        Raises BaseError when they cannot be had or are not what their config says.
         """
-        fields, state = gpt2.read(name_or_folder)
+        fields, state = gpt2_weights.read(name_or_folder)
         with torch.device("meta"):  # no second copy, and no random start that would be thrown away
             model = cls(GPTConfig(**fields))
         model.load_state_dict(state, assign=True)
@@ -137,7 +139,7 @@ class GPT(nn.Module):
         start = past[0][0].size(2) if past else 0
         T = idx.size(1)
         if start + T > self.config.block_size:
-            raise ValueError(f"{start + T} tokens do not fit a context of {self.config.block_size}")
+            raise SettingError(f"{start + T} tokens do not fit a context of {self.config.block_size}")
         x = self.transformer.wte(idx) + self.transformer.wpe.weight[start : start + T]  # (B, T, C)
         presents = []
         for i, block in enumerate(self.transformer.h):
@@ -145,7 +147,6 @@ class GPT(nn.Module):
             presents.append(present)
         return self.transformer.ln_f(x), presents
 
-    @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, seed=None, stop=None, use_cache=True):
         """`idx` (B, T) continued by up to `max_new_tokens` ids.
 
@@ -153,40 +154,63 @@ class GPT(nn.Module):
         stop: a token id that ends a row (the row is then filled with it). A prompt longer than the context is
         read from its end; past the context the window slides.
         """
-        if idx.size(1) == 0:
-            raise ValueError("the prompt is empty: give at least one token (END_OF_TEXT will do)")
-        generator = torch.Generator(idx.device).manual_seed(seed) if seed is not None else None
-        was_training = self.training
-        self.eval()
-        past, done = None, torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
-        try:
-            for _ in range(max_new_tokens):
-                # positions are absolute: once the window slides every cached key is stale
-                fits = idx.size(1) <= self.config.block_size
-                if past is None or not fits or not use_cache:
-                    hidden, past = self.hidden(idx[:, -self.config.block_size :])
-                else:
-                    hidden, past = self.hidden(idx[:, -1:], past)
-                logits = self.lm_head(hidden[:, -1])  # (B, vocab)
-                new = sample(logits, temperature, top_k, generator)
-                if stop is not None:
-                    new = torch.where(done, torch.full_like(new, stop), new)
-                    done |= new == stop
-                idx = torch.cat((idx, new[:, None]), dim=1)
-                if done.all() and stop is not None:
-                    break
-        finally:
-            self.train(was_training)
-        return idx
+        past = None
+
+        def next_logits(idx):
+            nonlocal past
+            # positions are absolute: once the window slides every cached key is stale
+            if past is None or idx.size(1) > self.config.block_size or not use_cache:
+                hidden, past = self.hidden(idx[:, -self.config.block_size :])
+            else:
+                hidden, past = self.hidden(idx[:, -1:], past)
+            return self.lm_head(hidden[:, -1])
+
+        return decode(self, next_logits, idx, max_new_tokens, temperature, top_k, seed, stop)
+
+
+@torch.no_grad()
+def decode(
+    model: nn.Module,
+    next_logits: Callable[[torch.Tensor], torch.Tensor],
+    idx: torch.Tensor,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int | None = None,
+    stop: int | None = None,
+) -> torch.Tensor:
+    """`idx` (B, T) continued by any model in eval mode, a token a row at a time; the options are those of `GPT.generate`.
+
+    next_logits: all ids so far (B, T) -> logits of the next one (B, vocab), in any dtype: sampling is in float32.
+    Raises SettingError when there is no id to begin with.
+    """
+    if idx.size(1) == 0:
+        raise SettingError("the prompt is empty: give at least one token (END_OF_TEXT will do)")
+    generator = torch.Generator(idx.device).manual_seed(seed) if seed is not None else None
+    done = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
+    was_training = model.training
+    model.eval()
+    try:
+        for _ in range(max_new_tokens):
+            new = sample(next_logits(idx).float(), temperature, top_k, generator)
+            if stop is not None:
+                new = torch.where(done, stop, new)
+                done |= new == stop
+            idx = torch.cat((idx, new[:, None]), dim=1)
+            if stop is not None and done.all():
+                break
+    finally:
+        model.train(was_training)
+    return idx
 
 
 def sample(logits, temperature=1.0, top_k=None, generator=None):
-    """One token id a row from logits (B, vocab). Raises ValueError when top_k keeps nothing."""
+    """One token id a row from logits (B, vocab). Raises SettingError when top_k keeps nothing."""
     if temperature <= 0:
         return logits.argmax(-1)
     if top_k is not None:
         if top_k < 1:
-            raise ValueError(f"top_k={top_k} keeps no token: use 1 or more, or None for all")
+            raise SettingError(f"top_k={top_k} keeps no token: use 1 or more, or None for all")
         kth = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
         logits = logits.masked_fill(logits < kth, float("-inf"))
     return torch.multinomial(F.softmax(logits / temperature, -1), 1, generator=generator)[:, 0]

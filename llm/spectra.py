@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 
+from llm.errors import SettingError
+
 State = dict[str, torch.Tensor]
 
 
@@ -25,14 +27,14 @@ def block_matrices(model: nn.Module, head: str = "lm_head") -> list[str]:
 
 
 def delta(base: State, tuned: State) -> State:
-    """tuned - base, for every tensor. Raises ValueError when the two are not of one shape."""
+    """tuned - base, for every tensor. Raises SettingError when the two are not of one shape."""
 
     def shape(state, name):
         return state[name].shape if name in state else None
 
     wrong = [name for name in base.keys() | tuned.keys() if shape(base, name) != shape(tuned, name)]
     if wrong:
-        raise ValueError(f"the two models differ in shape: {len(wrong)} tensors, {sorted(wrong)[0]} first")
+        raise SettingError(f"the two models differ in shape: {len(wrong)} tensors, {sorted(wrong)[0]} first")
     return {name: tuned[name] - base[name] for name in base}
 
 
@@ -73,9 +75,9 @@ class Parts(NamedTuple):
         return (self.u[:, :r] * self.s[:r]) @ self.vh[:r]  # (m, r) @ (r, n)
 
 
-def decompose(matrix: torch.Tensor) -> Parts:
-    """The singular value decomposition of a matrix."""
-    return Parts(*torch.linalg.svd(matrix.detach().double(), full_matrices=False))
+def decompose(matrix: torch.Tensor, full: bool = False) -> Parts:
+    """The singular value decomposition of a matrix; full: with all of u (m, m) and vh (n, n)."""
+    return Parts(*torch.linalg.svd(matrix.detach().double(), full_matrices=full))
 
 
 def truncate(matrix: torch.Tensor, r: int) -> torch.Tensor:

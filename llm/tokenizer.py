@@ -3,20 +3,22 @@
 Knows nothing about models or corpora.
 """
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import tiktoken
+from tiktoken.load import check_hash, data_gym_to_mergeable_bpe_ranks, read_file
+from tiktoken_ext.openai_public import r50k_pat_str
 
-TABLES = Path(__file__).resolve().parent.parent / "data" / "tokenizer"
+from llm.errors import TextError
+from llm.paths import TOKENIZER
+
 END_OF_TEXT = 50256
-# tiktoken's cache names a file by the sha1 of the address that it was published under; beside it the sha256 that
-# OpenAI published: vocab.bpe, encoder.json
-HASHES = {
+# tiktoken's own cache names a file by the sha1 of the address that it was published under, and so do we; beside it the
+# sha256 that OpenAI published: vocab.bpe, encoder.json
+TABLES = {
     "6d1cbeee0f20b3d9449abfede4726ed8212e3aee": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
@@ -24,25 +26,17 @@ HASHES = {
 
 @lru_cache(maxsize=1)
 def get_tokenizer() -> tiktoken.Encoding:
-    """GPT-2's encoding (50,257 tokens), offline.
+    """GPT-2's encoding (50,257 tokens), offline: tiktoken reads the tables in `data/tokenizer/`, and checks their sha256.
 
-    tiktoken looks for its tables in `TIKTOKEN_CACHE_DIR` before it asks the network; one that is damaged it would
-    delete and ask for anew, so they are checked first. The variable is set for this one call and put back.
-    Raises ValueError when a table is missing or damaged.
+    Raises TextError when a table is missing or damaged.
     """
-    for name, sha256 in HASHES.items():
-        table = TABLES / name
-        if not table.is_file() or hashlib.sha256(table.read_bytes()).hexdigest() != sha256:
-            raise ValueError(f"{table} is missing or damaged: restore the tokenizer with `git checkout data/tokenizer`")
-    before = os.environ.get("TIKTOKEN_CACHE_DIR")
-    os.environ["TIKTOKEN_CACHE_DIR"] = str(TABLES)
-    try:
-        return tiktoken.get_encoding("gpt2")
-    finally:
-        if before is None:
-            del os.environ["TIKTOKEN_CACHE_DIR"]
-        else:
-            os.environ["TIKTOKEN_CACHE_DIR"] = before
+    tables = [str(TOKENIZER / name) for name in TABLES]
+    for table, sha256 in zip(tables, TABLES.values()):
+        if not os.path.isfile(table) or not check_hash(read_file(table), sha256):
+            raise TextError(f"{table} is missing or damaged: restore the tokenizer with `git checkout data/tokenizer`")
+    ranks = data_gym_to_mergeable_bpe_ranks(*tables, *TABLES.values())
+    special = {"<|endoftext|>": END_OF_TEXT}
+    return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
 
 
 def encode(text: str) -> list[int]:

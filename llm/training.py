@@ -4,6 +4,7 @@ Knows nothing about LoRA: whatever has `requires_grad` trains, the rest does not
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,17 +12,37 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 
+from llm.errors import SettingError, TrainingError
+
 LearningRate = float | Callable[[str], float]
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]  # model, inputs, targets -> mean nats a token
 
 
-def best_device() -> torch.device:
-    """The GPU when there is one that PyTorch can use, else the CPU; a model goes there with `.to(best_device())`."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def best_device(said: str = "auto") -> torch.device:
+    """The device called `said`: cpu, cuda, cuda:1, mps; "auto" is the first there is of CUDA, MPS and CPU.
 
-
-class TrainingError(Exception):
-    """Training cannot go on; the model holds the weights of the last good step."""
+    A model goes there with `.to(best_device())`. Under torchrun a process's GPU is the one of its own number, and MPS
+    cannot join. Raises SettingError when the machine has no such device.
+    """
+    local, processes = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    there = {
+        "cuda": torch.cuda.device_count(),
+        "mps": int(processes == 1 and torch.backends.mps.is_available()),
+        "cpu": 1,
+    }
+    kind, _, index = said.partition(":")
+    if kind == "auto":
+        kind = next(kind for kind, count in there.items() if count)
+    if kind == "cuda" and not index and processes > 1 and local >= there["cuda"] > 0:
+        raise SettingError(
+            f"process {local} of this machine has no GPU of its own, there are {there['cuda']}: give torchrun "
+            f"--nproc-per-node {there['cuda']}, or --device cpu"
+        )
+    index = index or str(local if kind == "cuda" else 0)
+    if not index.isdigit() or int(index) >= there.get(kind, 0):
+        known = ", ".join(name for name, count in there.items() if count)
+        raise SettingError(f"there is no device {said!r} here: choose one of {known}")
+    return torch.device(f"cuda:{index}" if kind == "cuda" else kind)
 
 
 @dataclass(frozen=True)
@@ -115,7 +136,7 @@ def train(
 def evaluate(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], loss: Loss = own_loss) -> float:
     """Mean loss in nats over every counted token of `batches`; the model's mode and weights stay as they are.
 
-    Raises ValueError when no token counts.
+    Raises SettingError when no token counts.
     """
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
@@ -127,5 +148,5 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tenso
     finally:
         model.train(was_training)
     if not count:
-        raise ValueError("nothing to evaluate: the batches hold no token that counts (is an iterator used up?)")
+        raise SettingError("nothing to evaluate: the batches hold no token that counts (is an iterator used up?)")
     return total / count

@@ -1,7 +1,6 @@
 """Adapters on disk: parity with PEFT both ways, every damage refused in one sentence, no save half done."""
 
 import errno
-import gc
 import json
 import os
 import pickle
@@ -10,7 +9,6 @@ import shutil
 import statistics
 import time
 import warnings
-import weakref
 from pathlib import Path
 
 import pytest
@@ -19,9 +17,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from llm import fingerprints
-from llm.adapter_files import CONFIG, STAGED, TENSORS
-from llm.adapters import AdapterError, fingerprint, inspect_adapter, load_adapter, save_adapter
+from llm.adapters import fingerprint, inspect_adapter, load_adapter, save_adapter
+from llm.adapters.folder import CONFIG, STAGED, TENSORS
+from llm.errors import AdapterError
 from llm.lora import apply_lora, lora_disabled, lora_layers, merge_lora, remove_lora
 from llm.model import GPT, GPTConfig
 
@@ -390,19 +388,6 @@ def test_a_model_made_in_inference_mode_is_told_from_another_too(tmp_path):
             load_adapter(model, tmp_path / "a")
 
 
-def test_a_swap_does_not_read_a_base_that_has_not_moved(tmp_path, monkeypatch):
-    save_adapter(tuned(), tmp_path / "a")
-    model, calls, real = base(), [], fingerprints._digits
-    monkeypatch.setattr(fingerprints, "_digits", lambda found: calls.append(1) or real(found))
-    for _ in range(3):
-        load_adapter(model, tmp_path / "a")
-    assert len(calls) == 1
-    gone = weakref.ref(model)
-    del model
-    gc.collect()
-    assert gone() is None, "what is remembered of a model must not keep it"
-
-
 # damage: each in one sentence, nothing touched
 
 
@@ -430,9 +415,6 @@ CONFIGS = {
     "targets an object": (dict(target_modules={"c_attn": 1}), "target_modules"),
     "targets with an empty name": (dict(target_modules=["", "c_attn"]), "target_modules"),
     "a pattern that is none": (dict(target_modules="(c_attn"), "pattern"),
-    "a pattern that runs for ever": (dict(target_modules="(.+)+!"), "pattern"),
-    "a pattern of many repeats": (dict(target_modules=".*" * 12 + "!"), "pattern"),
-    "a pattern of many choices": (dict(target_modules="(.|.)" * 40 + "!"), "pattern"),
     "a pattern that matches nothing": (dict(target_modules="all-linear"), "does not name"),
     "a target too many": (dict(target_modules=["c_attn", "c_proj", "c_fc", "lm_head"]), "lacks the factors of lm_head"),
     "a target too few": (dict(target_modules=["c_attn", "c_proj"]), "mlp.c_fc, which .* not name"),
@@ -452,10 +434,8 @@ CONFIGS = {
     "an alpha that is NaN": (dict(alpha_pattern={"c_attn": float("nan")}), "alpha_pattern"),
     "an alpha that is a text": (dict(alpha_pattern={"c_attn": "3"}), "alpha_pattern"),
     "alphas that are one number": (dict(alpha_pattern=3), "alpha_pattern=3"),
-    "a rank pattern that is none": (dict(rank_pattern={"c_attn)|(c_fc": 3}), "rank_pattern.*valid and simple"),
-    "an alpha pattern that is none": (dict(alpha_pattern={"(?i)c_attn": 3}), "alpha_pattern.*valid and simple"),
-    "a rank pattern that runs for ever": (dict(rank_pattern={"(.+)+!": 3}), "rank_pattern.*valid and simple"),
-    "patterns of many repeats": (dict(alpha_pattern={f".*.*.*.*{i}": 3 for i in range(99)}), "too involved"),
+    "a rank pattern that is none": (dict(rank_pattern={"c_attn)|(c_fc": 3}), "rank_pattern.*valid"),
+    "an alpha pattern that is none": (dict(alpha_pattern={"c_attn[": 3}), "alpha_pattern.*valid"),
     "patterns beyond number": (dict(rank_pattern={f"c_attn{i}": 3 for i in range(99999)}), "no more than 9,999"),
     "some layers": (dict(layers_to_transform=[0]), "layers_to_transform"),
     "PiSSA": (dict(init_lora_weights="pissa"), "pissa"),
@@ -835,12 +815,6 @@ def test_a_rename_that_fails_leaves_the_old_adapter_or_the_new_one_and_says_whic
         assert ("was not saved" if found == "old" else "is saved") in str(caught.value)
         assert "Permission denied" in str(caught.value) and "\n" not in str(caught.value)
     assert_sound(folder, model, new)
-
-
-def test_one_save_renames_three_times(tmp_path, monkeypatch):
-    calls = failing(monkeypatch, os, "replace", 0, None)
-    save_adapter(tuned(), tmp_path / "a")
-    assert len(calls) == 3  # so the test before this one strikes at each
 
 
 @pytest.mark.parametrize("writer", ["write_text", "write_bytes"])

@@ -1,9 +1,9 @@
-"""`llm.audit`: what is counted is what the model's own parameters say."""
+"""The audit: what is counted is what the model's own parameters say."""
 
 import torch
 import torch.nn as nn
 
-from llm.audit import audit_model
+from llm.course.audit import audit_model
 from llm.lora import apply_lora
 from llm.model import GPT, GPTConfig
 

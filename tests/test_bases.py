@@ -11,13 +11,18 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from llm import bases, corpora, gpt2, hf, pretrained
-from llm.bases import Base, BaseError
+from llm import bases, gpt2_weights
+from llm import model as models
+from llm.bases import Base, loading, saving, smollm2
+from llm.bases import transformers_models as hf
+from llm.course.tasks import answers
+from llm.errors import BaseError, TextError, WriteError
 from llm.lora import LoraLinear, apply_lora, lora_disabled, lora_layers, merge_lora, remove_lora
 from llm.model import GPT, GPTConfig
-from llm.records import make_records, record_batches
-from llm.tasks import answers
-from llm.tokenizer import GPT2
+from llm.paths import BASE
+from llm.text import corpora, download
+from llm.text.records import make_records, record_batches
+from llm.tokenizer import GPT2, Tokenizer
 from llm.training import evaluate, train
 
 transformers = pytest.importorskip("transformers")
@@ -168,19 +173,19 @@ def test_text_stops_at_the_end_token_which_is_no_part_of_it(folder, monkeypatch)
     base = bases.load(folder)
     script = [*b"So be it", base.tokenizer.end, *b"more"]
     ids = [base.tokenizer.encode(chr(b))[0] if b < 200 else b for b in script[:8]] + script[8:]
-    monkeypatch.setattr(hf, "sample", lambda logits, *rest: torch.tensor([ids.pop(0)]))
+    monkeypatch.setattr(models, "sample", lambda logits, *rest: torch.tensor([ids.pop(0)]))
     assert base.generate("x", 20) == "So be it" and len(ids) == 4
 
 
 def test_an_answer_ends_at_the_end_token_of_its_base(folder, monkeypatch):
     base, calls = bases.load(folder), []
-    monkeypatch.setattr(hf, "sample", lambda logits, *rest: calls.append(1) or torch.tensor([256]))
+    monkeypatch.setattr(models, "sample", lambda logits, *rest: calls.append(1) or torch.tensor([256]))
     assert answers(base.model, make_records(1, seed=0), 9, base.tokenizer) == [""] and len(calls) == 1
 
 
 def test_rows_that_have_ended_are_filled_and_the_others_go_on(folder, monkeypatch):
     draws = iter([[5, 9], [7, 5], [5, 9], [5, 9]])
-    monkeypatch.setattr(hf, "sample", lambda logits, *rest: torch.tensor(next(draws)))
+    monkeypatch.setattr(models, "sample", lambda logits, *rest: torch.tensor(next(draws)))
     out = bases.generate(bases.load(folder).model, torch.tensor([[1], [2]]), 10, stop=5)
     assert out.tolist() == [[1, 5, 5], [2, 9, 5]]
 
@@ -214,15 +219,15 @@ def test_a_corpus_is_cached_by_tokenizer_and_large_vocabularies_do_not_overflow(
     monkeypatch.setattr(corpora, "sources", lambda: {"toy": {"sha256": "0"}})
     monkeypatch.setattr(corpora, "fetch", lambda name, cache: None)
     monkeypatch.setattr(corpora, "documents", lambda name, cache: {f"{i:02}": f"document {i}" for i in range(20)})
-    large = bases.Tokenizer("large", lambda text: [70_000 + ord(c) for c in text], None, 90_000, 90_001)
+    large = Tokenizer("large", lambda text: [70_000 + ord(c) for c in text], None, 90_000, 90_001)
     ours, theirs = corpora.load("toy", tmp_path), corpora.load("toy", tmp_path, large)
     assert GPT2.decode(ours.heldout) == "document 9<|endoftext|>document 19<|endoftext|>"
     ids = [70_000 + ord(c) for c in "document 9"] + [90_000] + [70_000 + ord(c) for c in "document 19"] + [90_000]
     for _ in range(2):  # made, then from the cache
         assert corpora.load("toy", tmp_path, large).heldout.tolist() == ids and theirs.heldout.dtype == torch.int64
     assert len(list(tmp_path.iterdir())) == 4
-    small = bases.Tokenizer("large", large.encode, None, 90_000, 80_000)
-    with pytest.raises(corpora.CorpusError, match="is damaged"):
+    small = Tokenizer("large", large.encode, None, 90_000, 80_000)
+    with pytest.raises(TextError, match="is damaged"):
         corpora.load("toy", tmp_path, small)
 
 
@@ -273,9 +278,7 @@ def test_gpt2_comes_by_name(monkeypatch):
 
 
 def test_importing_this_imports_no_transformers():
-    script = (
-        "import sys, llm.bases, llm.tasks; sys.exit('transformers' in sys.modules or 'huggingface_hub' in sys.modules)"
-    )
+    script = "import sys, llm.bases, llm.course.tasks; sys.exit('transformers' in sys.modules or 'huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
 
 
@@ -310,7 +313,7 @@ def test_out_of_memory_is_one_sentence(monkeypatch, folder, error):
     def full(*args, **options):
         raise error
 
-    monkeypatch.setattr(bases, "load_base", full)
+    monkeypatch.setattr(loading, "load_base", full)
     refused("course", "course does not fit into memory: close other programs")
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", full)
     refused(folder, "does not fit into memory")
@@ -323,8 +326,8 @@ def test_without_the_real_extra_it_says_how_to_get_it(monkeypatch, tmp_path, fol
         monkeypatch.setitem(sys.modules, "transformers.utils", None)
         refused(folder, "this base needs transformers: run `make real`, or pip install -e '.[real]'")
     else:
-        monkeypatch.setattr(bases, "smollm2_folder", lambda: tmp_path / "smollm2")
-        monkeypatch.setattr(corpora, "fetch_model", lambda *a: tmp_path / "x.gguf")
+        monkeypatch.setattr(smollm2, "smollm2_folder", lambda: tmp_path / "smollm2")
+        monkeypatch.setattr(smollm2, "fetch_model", lambda *a: tmp_path / "x.gguf")
 
         def no_gguf(*args, **options):
             raise ImportError("gguf")
@@ -417,8 +420,8 @@ def test_a_merged_model_comes_back_as_it_was(kind, tied, skip, tmp_path, batch):
 
 
 def test_the_shipped_base_is_a_folder_like_any_other(batch):
-    base = bases.load(pretrained.BASE)
-    assert torch.equal(base.model(batch[0]), pretrained.load_base(shipped=pretrained.BASE)(batch[0]))
+    base = bases.load(BASE)
+    assert torch.equal(base.model(batch[0]), bases.load_base(shipped=BASE)(batch[0]))
 
 
 def test_what_is_there_already_is_not_touched_and_layers_must_be_merged_first(tmp_path, folder):
@@ -444,8 +447,8 @@ def test_a_save_cut_short_leaves_nothing(tmp_path, monkeypatch, error):
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(bases, "save_file", cut)
-    with pytest.raises(BaseError if isinstance(error, OSError) else KeyboardInterrupt) as caught:
+    monkeypatch.setattr(saving, "save_file", cut)
+    with pytest.raises(WriteError if isinstance(error, OSError) else KeyboardInterrupt) as caught:
         bases.save(GPT(SMALL), tmp_path / "mine")
     assert list(tmp_path.iterdir()) == []
     assert isinstance(error, KeyboardInterrupt) or "make room there" in str(caught.value)
@@ -477,7 +480,7 @@ def test_damage_to_a_folder_of_ours_is_one_sentence_each(tmp_path):
 
 
 needs_smollm2 = pytest.mark.skipif(
-    not bases.smollm2_folder().is_dir(), reason="SmolLM2 is not in data/cache: `make real` fetches it"
+    not smollm2.smollm2_folder().is_dir(), reason="SmolLM2 is not in data/cache: `make real` fetches it"
 )
 
 
@@ -503,9 +506,9 @@ def test_smollm2_knows_english():
 
 
 def test_a_gguf_cut_short_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpora, "CACHE", tmp_path)
-    gguf = tmp_path / corpora.models()["smollm2"]["member"].split("/")[-1]
+    monkeypatch.setattr(smollm2, "CACHE", tmp_path)
+    gguf = tmp_path / download.models()["smollm2"]["member"].split("/")[-1]
     gguf.write_bytes(b"GGUF" + bytes(1000))
     refused("smollm2", gguf.name, "is damaged (its sha256 is not the declared one): delete it and run")
     assert [p.name for p in tmp_path.iterdir()] == [gguf.name]
-    assert gpt2.HUB.keys() < set(bases.NAMES)
+    assert gpt2_weights.HUB.keys() < set(bases.NAMES)

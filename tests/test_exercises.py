@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from llm import exercises, exercises_adapter, exercises_model, exercises_rank
+from llm.course.exercises import notebook_01, notebook_02, notebook_03, notebook_04, notebook_05, notebook_06
 from llm.lora import LoraLinear, apply_lora
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
@@ -81,7 +81,7 @@ def found(path):
 EXERCISES = {exercise.name: exercise for path in NOTEBOOKS for exercise in found(path)}
 CHECKS = {
     name: check
-    for module in (exercises, exercises_model, exercises_rank, exercises_adapter)
+    for module in (notebook_01, notebook_02, notebook_03, notebook_04, notebook_05, notebook_06)
     for name, check in vars(module).items()
     if name.startswith("check_")
 }
@@ -652,7 +652,7 @@ def test_a_repaired_wrapper_is_noticed_and_a_fault_of_the_learners_own_is_measur
             nn.init.ones_(self.B)
 
     one, two, _, _ = wrappers()
-    assert said(capsys, exercises_model.check_wrappers, {one: "c", two: "e", Hot: "f", Started: "b"}) == "right!\n"
+    assert said(capsys, notebook_03.check_wrappers, {one: "c", two: "e", Hot: "f", Started: "b"}) == "right!\n"
 
 
 # a check never gets in the way
@@ -675,7 +675,7 @@ def test_to_stop_the_kernel_is_still_possible(stop):
         raise stop
 
     with pytest.raises(stop):
-        exercises.check_count(answer)
+        notebook_01.check_count(answer)
 
 
 @each

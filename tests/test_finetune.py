@@ -10,14 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llm import bases, files, finetune
-from llm.adapter_files import TENSORS
+from llm import bases, files
 from llm.adapters import fingerprint, inspect_adapter, load_adapter
-from llm.finetune import RESUME, RunError, begin, read_report, resume
+from llm.adapters.folder import TENSORS
+from llm.course.tasks import ARMS
+from llm.errors import RunError, TrainingError
+from llm.finetune import run as runs
+from llm.finetune.resume import read_report, resume
+from llm.finetune.run import RESUME, begin
+from llm.finetune.settings import Settings
+from llm.finetune.targets import targets_of
 from llm.lora import lora_layers
-from llm.settings import Settings, targets_of
-from llm.tasks import ARMS
-from llm.training import TrainingError, evaluate
+from llm.training import evaluate
 
 TEXT = "The cat sat on the mat, and the dog sat on the log. " * 40
 
@@ -170,8 +174,8 @@ def test_a_run_may_be_stopped_again_and_again(settings, tmp_path):
 
 
 def test_a_checkpoint_is_made_at_once_then_every_so_many_steps_and_at_the_stop(settings, tmp_path, monkeypatch):
-    saved, save = [], finetune.Run.save
-    monkeypatch.setattr(finetune.Run, "save", lambda self: saved.append(self.done) or save(self))
+    saved, save = [], runs.Run.save
+    monkeypatch.setattr(runs.Run, "save", lambda self: saved.append(self.done) or save(self))
     go(begin(settings, tmp_path / "out"), until=5, every=2)
     assert saved == [0, 2, 4, 5]
 
@@ -200,7 +204,7 @@ def test_a_kill_at_any_time_leaves_the_last_checkpoint_whole(settings, tmp_path,
             if step.index == 2 and when == "before the checkpoint":
                 raise SystemExit
             if step.index == 2 and when == "between the two files":
-                patched.setattr(finetune, "save_adapter", dies(finetune.save_adapter, 1))
+                patched.setattr(runs, "save_adapter", dies(runs.save_adapter, 1))
             if step.index == 2 and when == "between the adapter's two files":
                 patched.setattr(files.os, "replace", dies(files.os.replace, 3))
     inspect_adapter(tmp_path / "killed")
@@ -236,7 +240,7 @@ def test_a_disk_that_takes_nothing_is_found_before_the_first_step(settings, tmp_
 
     run = begin(settings, tmp_path / "out")
     monkeypatch.setattr(torch, "save", full)
-    monkeypatch.setattr(finetune, "train", None)  # a step would fail otherwise than the disk does
+    monkeypatch.setattr(runs, "train", None)  # a step would fail otherwise than the disk does
     with pytest.raises(OSError, match="No space left on device.*nothing was lost"):
         go(run)
     assert not (tmp_path / "out" / TENSORS).exists()

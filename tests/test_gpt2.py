@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llm import gpt2
-from llm.gpt2 import GPT2Error
+from llm import gpt2_weights
+from llm.errors import BaseError
 from llm.lora import apply_lora, lora_layers, merge_lora
 from llm.model import GPT
 
@@ -41,7 +41,7 @@ def rewrite(folder, change):
 
 
 def refused(folder, *parts):
-    with pytest.raises(GPT2Error) as caught:
+    with pytest.raises(BaseError) as caught:
         GPT.from_pretrained(folder)
     said = str(caught.value)
     assert "\n" not in said and all(part in said for part in parts), said
@@ -223,4 +223,4 @@ def test_reading_does_not_touch_the_random_numbers(folder):
     before = torch.random.get_rng_state()
     GPT.from_pretrained(folder)
     assert torch.equal(before, torch.random.get_rng_state())
-    assert gpt2.HUB.keys() == {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"}
+    assert gpt2_weights.HUB.keys() == {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"}

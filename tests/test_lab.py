@@ -6,13 +6,14 @@ import threading
 import pytest
 import torch
 
-from llm import lab as labs
 from llm.adapters import inspect_adapter
-from llm.lab import Lab
+from llm.course.tasks import Task
+from llm.course.widgets import lab as labs
+from llm.course.widgets.lab import Lab
+from llm.errors import TrainingError
 from llm.lora import lora_layers
 from llm.model import GPT, GPTConfig
 from llm.spectra import snapshot
-from llm.tasks import Task
 
 
 @pytest.fixture
@@ -181,7 +182,7 @@ def test_a_rank_that_does_not_fit_gets_a_sentence_and_the_lab_goes_on(lab):
 
 def test_a_rate_too_hot_ends_in_a_sentence(lab, monkeypatch):
     def explode(*args, **kwargs):
-        raise labs.TrainingError("the loss is nan at step 3: lower the learning rate")
+        raise TrainingError("the loss is nan at step 3: lower the learning rate")
         yield
 
     monkeypatch.setattr(labs, "train", explode)

@@ -421,3 +421,24 @@ def test_a_tied_heads_embedding_is_never_touched(finish):
 def test_a_tied_head_left_out_stays_tied_after_merging():
     model = merge_lora(tuned(base(tied_lm_head=True)))
     assert model.lm_head.weight is model.transformer.wte.weight
+
+
+# the chapter's numbers
+
+
+def test_the_chapter_12_model_trains_65_536_of_13_665_280_at_rank_8_and_with_its_head_468_616():
+    def count(model):
+        return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    assert count(GPT()) == 13_665_280
+    assert count(apply_lora(GPT(), r=8)) == 65_536
+    assert count(apply_lora(GPT(), r=8, skip=())) == 468_616
+
+
+def test_the_loss_counts_a_wrapped_head_and_trains_it():
+    model = tuned(skip=())
+    loss = model(IDX, IDX + 1)[1]
+    expected = F.cross_entropy(model(IDX).flatten(0, 1), (IDX + 1).flatten())
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
+    loss.backward()
+    assert model.lm_head.A.grad.abs().sum() > 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llm.matrices import MATRICES, approximate, noise, word, wrapped
+from llm.course.matrices import MATRICES, approximate, noise, word, wrapped
 
 
 @pytest.mark.parametrize("make", MATRICES.values(), ids=MATRICES)

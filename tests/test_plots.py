@@ -6,9 +6,10 @@ from itertools import pairwise
 import pytest
 from matplotlib.colors import to_hex
 
-from llm import charts
-from llm.audit import Row
-from llm.plots import COLOURS, emptied, new_axes, png, spread
+from llm.course import figures
+from llm.course.audit import AuditRow
+from llm.course.figures.canvas import emptied, new_axes, png, spread
+from llm.course.figures.palette import COLOURS
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -49,8 +50,8 @@ def test_a_figure_drawn_into_again_shows_what_a_new_one_would():
 
 
 def test_the_audit_draws_all_numbers_in_grey_and_what_trains_in_its_colour():
-    rows = [Row("wte", 9_000, 0, 0), Row("c_attn", 5_000, 400, 0), Row("ln_1", 300, 300, 300)]
-    [axes] = charts.audit(rows).axes
+    rows = [AuditRow("wte", 9_000, 0, 0), AuditRow("c_attn", 5_000, 400, 0), AuditRow("ln_1", 300, 300, 300)]
+    [axes] = figures.audit(rows).axes
     bars = [(bar.get_y() + bar.get_height() / 2, bar.get_width(), to_hex(bar.get_facecolor())) for bar in axes.patches]
     grey, lora, full = "#dddddd", COLOURS["lora"].lower(), COLOURS["full"].lower()
     expected = [(0, 9_000, grey), (1, 5_000, grey), (2, 300, grey), (1, 400, lora), (2, 300, full)]

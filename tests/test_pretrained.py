@@ -11,9 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llm import corpora, pretrained, records
+from llm.bases import course as own_base
+from llm.bases import load_base
+from llm.course import pretraining
+from llm.course.pretraining import pretrain
+from llm.course.pretraining_mixture import MIXTURE, heldout, mixture
+from llm.errors import BaseError
 from llm.model import GPT, GPTConfig
-from llm.pretrained import BASE, BaseError, load_base, mixture, pretrain
+from llm.paths import BASE
+from llm.text import corpora, records
+from llm.text.batches import batches, heldout_batches
 from llm.training import evaluate
 
 TINY = GPTConfig(vocab_size=97, block_size=16, n_layer=2, n_head=2, n_embd=16)
@@ -22,13 +29,14 @@ TINY = GPTConfig(vocab_size=97, block_size=16, n_layer=2, n_head=2, n_embd=16)
 @pytest.fixture(autouse=True)
 def nobodys(monkeypatch, tmp_path):
     """A learner's folder that is still empty, whatever lies in the real one."""
-    monkeypatch.setattr(pretrained, "CHECKPOINT", tmp_path / "checkpoints" / "model.pt")
+    monkeypatch.setattr(own_base, "CHECKPOINT", tmp_path / "checkpoints" / "model.pt")
 
 
 @pytest.fixture
 def small(monkeypatch):
     """The chapter-12 model at a toy's size."""
-    monkeypatch.setattr(pretrained, "GPTConfig", lambda **changes: replace(TINY, **changes))
+    for module in (own_base, pretraining):
+        monkeypatch.setattr(module, "GPTConfig", lambda **changes: replace(TINY, **changes))
 
 
 @pytest.fixture
@@ -41,13 +49,13 @@ def shipped(tmp_path, small):
 
 @pytest.fixture
 def own():
-    path = pretrained.CHECKPOINT
+    path = own_base.CHECKPOINT
     path.parent.mkdir()
     return path
 
 
 def load(shipped):
-    return load_base(pretrained.CHECKPOINT, shipped)
+    return load_base(own_base.CHECKPOINT, shipped)
 
 
 def assert_refused(shipped, *parts):
@@ -178,10 +186,10 @@ def toy_text(monkeypatch, small):
     tokens = torch.randint(97, (2000,), generator=torch.Generator().manual_seed(0))
 
     def stream(seed=0, start=0):
-        return corpora.batches(tokens, rows=2, block=16, seed=seed, start=start)
+        return batches(tokens, rows=2, block=16, seed=seed, start=start)
 
-    monkeypatch.setattr(pretrained, "mixture", stream)
-    monkeypatch.setattr(pretrained, "heldout", lambda: {"toy": corpora.heldout_batches(tokens, 2, 16, 2)})
+    monkeypatch.setattr(pretraining, "mixture", stream)
+    monkeypatch.setattr(pretraining, "heldout", lambda: {"toy": heldout_batches(tokens, 2, 16, 2)})
 
 
 def test_pretraining_writes_a_base_that_loads_with_its_log_and_its_config(toy_text, tmp_path):
@@ -207,8 +215,8 @@ def test_a_killed_run_resumes_and_ends_where_one_that_was_not_killed_does(toy_te
 
 
 def test_embeddings_learn_at_a_rate_of_their_own(toy_text, tmp_path):
-    assert pretrained.pretraining_rate("transformer.wte.weight") == pretrained.EMBEDDING_RATE
-    assert pretrained.pretraining_rate("transformer.h.0.attn.c_attn.weight") == 1e-3
+    assert pretraining.pretraining_rate("transformer.wte.weight") == pretraining.EMBEDDING_RATE
+    assert pretraining.pretraining_rate("transformer.h.0.attn.c_attn.weight") == 1e-3
 
 
 def test_the_mixture_has_the_declared_rows_of_every_register_and_resumes(monkeypatch):
@@ -217,11 +225,11 @@ def test_the_mixture_has_the_declared_rows_of_every_register_and_resumes(monkeyp
     monkeypatch.setattr(corpora, "load", toy.__getitem__)
     x, y = next(mixture())
     text = (x[:, 0] == x[:, -1]) & (x[:, 0] < 10)
-    assert [int((x[text, 0] == i).sum()) for i in first.values()] == [pretrained.MIXTURE[name] for name in first]
-    assert len(x) == len(y) == sum(pretrained.MIXTURE.values())
+    assert [int((x[text, 0] == i).sum()) for i in first.values()] == [MIXTURE[name] for name in first]
+    assert len(x) == len(y) == sum(MIXTURE.values())
     third = list(islice(mixture(seed=4), 3))[2]
     assert all(torch.equal(a, b) for a, b in zip(third, next(mixture(seed=4, start=2))))
-    assert {name: held[0][0][0, 0].item() for name, held in pretrained.heldout(1).items() if name in first} == {
+    assert {name: held[0][0][0, 0].item() for name, held in heldout(1).items() if name in first} == {
         name: 10 + i for name, i in first.items()
     }
 

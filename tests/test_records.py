@@ -6,21 +6,21 @@ from itertools import islice
 import pytest
 import torch
 
+from llm.course.tasks import WIDTH
 from llm.loss import IGNORE
-from llm.records import (
+from llm.text.examples import ask, pad
+from llm.text.records import (
     BASE_SCHEMAS,
     COMMON,
     NUMBERS,
     TASK,
     VERBS,
     Record,
+    as_example,
     make_records,
-    prompt_ids,
     record_batches,
-    row,
     words,
 )
-from llm.tasks import WIDTH
 from llm.tokenizer import END_OF_TEXT, decode, encode
 
 TASK_RECORDS = make_records(400, seed=1)
@@ -83,16 +83,20 @@ def test_the_base_draws_from_the_whole_vocabulary_and_the_task_from_common_words
     assert len(rare - set(words(True))) > 2000
 
 
+def row(record, width):
+    return [t[0] for t in pad([as_example(record)], END_OF_TEXT, width)]
+
+
 def test_every_record_fits_its_row():
-    assert max(len(prompt_ids(r)) + len(encode(r.answer)) + 1 for r in TASK_RECORDS) <= WIDTH + 1
-    assert max(len(prompt_ids(r)) + len(encode(r.answer)) + 1 for r in BASE_RECORDS) <= 64 + 1
+    assert max(len(encode(ask(r.sentence))) + len(encode(r.answer)) + 1 for r in TASK_RECORDS) <= WIDTH + 1
+    assert max(len(encode(ask(r.sentence))) + len(encode(r.answer)) + 1 for r in BASE_RECORDS) <= 64 + 1
 
 
 def test_a_row_is_the_sentence_then_the_record_and_only_the_record_counts():
     for record in TASK_RECORDS[:20]:
         x, y = row(record, WIDTH)
         assert x.shape == y.shape == (WIDTH,)
-        prompt, counted = len(prompt_ids(record)), y != IGNORE
+        prompt, counted = len(encode(ask(record.sentence))), y != IGNORE
         assert decode(x[:prompt]) == record.sentence + "\n"
         assert decode(y[counted]) == record.answer + "<|endoftext|>"
         first = counted.nonzero()[0].item()
@@ -103,13 +107,13 @@ def test_a_row_is_the_sentence_then_the_record_and_only_the_record_counts():
 
 def test_a_record_exactly_as_wide_as_its_row_fits_and_one_token_more_is_one_sentence():
     record = TASK_RECORDS[0]
-    ids = prompt_ids(record) + encode(record.answer) + [END_OF_TEXT]
+    ids = encode(ask(record.sentence)) + encode(record.answer) + [END_OF_TEXT]
     x, y = row(record, len(ids) - 1)
     assert x.tolist() == ids[:-1] and y[-1] == END_OF_TEXT
-    with pytest.raises(ValueError, match=f"a record of {len(ids)} tokens does not fit a context of {len(ids) - 2}"):
+    with pytest.raises(ValueError, match=f"a row of {len(ids) - 1} tokens does not fit a context of {len(ids) - 2}"):
         row(record, len(ids) - 2)
     with pytest.raises(ValueError, match="does not fit"):
-        row(Record("word " * 99, "{}"))
+        row(Record("word " * 99, "{}"), 64)
 
 
 def test_batches_are_fresh_records_that_repeat_by_seed_and_resume_at_start():

@@ -7,13 +7,16 @@ import pytest
 import torch
 import torch.nn as nn
 
-from llm import corpora, files, sweep
+from llm import files
 from llm.__main__ import main
+from llm.course import sweeps
+from llm.course.sweeps import SWEEPS, Recipe, measure
+from llm.course.tasks import ARMS, Task
 from llm.model import GPT, GPTConfig
-from llm.sweep import RESULTS, SWEEPS, TARGETS, Run, measure
-from llm.tasks import ARMS, Task
+from llm.paths import RESULTS
+from llm.text.batches import batches, heldout_batches
 
-RUNS = [Run(seed=s, r=r, alpha=r) for r in (1, 2) for s in (0, 1)] + [Run(method="norm", lr=3e-2)]
+RUNS = [Recipe(seed=s, r=r, alpha=r) for r in (1, 2) for s in (0, 1)] + [Recipe(method="norm", lr=3e-2)]
 
 
 @pytest.fixture
@@ -21,59 +24,59 @@ def counted(monkeypatch):
     """A sweep of five runs that cost nothing; the list of those that were done."""
     done = []
     monkeypatch.setitem(SWEEPS, "toy", RUNS)
-    monkeypatch.setattr(sweep, "measure", lambda run: done.append(run) or dict(after=0.5 + run.seed, parses="", n=7))
+    monkeypatch.setattr(sweeps, "measure", lambda run: done.append(run) or dict(after=0.5 + run.seed, parses="", n=7))
     return done
 
 
 def test_a_sweep_does_every_run_once_and_records_a_row_each(counted, tmp_path):
-    rows = list(sweep.sweep("toy", tmp_path))
+    rows = list(sweeps.sweep("toy", tmp_path))
     assert counted == RUNS and files.read_csv(tmp_path / "toy.csv") == rows
-    assert [{key: row[key] for key in asdict(Run())} for row in rows] == [asdict(run) for run in RUNS]
+    assert [{key: row[key] for key in asdict(Recipe())} for row in rows] == [asdict(run) for run in RUNS]
     assert rows[1]["after"] == 1.5 and rows[0]["parses"] == ""
 
 
 def test_a_row_is_on_disk_before_the_next_run_begins(counted, tmp_path):
-    for n, _ in enumerate(sweep.sweep("toy", tmp_path), start=1):
+    for n, _ in enumerate(sweeps.sweep("toy", tmp_path), start=1):
         assert len(files.read_csv(tmp_path / "toy.csv")) == n == len(counted)
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError("killed")])
 def test_a_stopped_sweep_goes_on_where_it_was(counted, tmp_path, monkeypatch, stop):
-    measured = sweep.measure
+    measured = sweeps.measure
 
     def stopped(run):
         if len(counted) == 3:
             raise stop
         return measured(run)
 
-    monkeypatch.setattr(sweep, "measure", stopped)
+    monkeypatch.setattr(sweeps, "measure", stopped)
     with pytest.raises(stop if isinstance(stop, type) else type(stop)):
-        list(sweep.sweep("toy", tmp_path))
-    monkeypatch.setattr(sweep, "measure", measured)
-    assert [row["seed"] for row in sweep.sweep("toy", tmp_path)] == [1, 0]
+        list(sweeps.sweep("toy", tmp_path))
+    monkeypatch.setattr(sweeps, "measure", measured)
+    assert [row["seed"] for row in sweeps.sweep("toy", tmp_path)] == [1, 0]
     assert counted == RUNS and len(files.read_csv(tmp_path / "toy.csv")) == len(RUNS)
 
 
 def test_a_finished_sweep_does_nothing_and_leaves_its_table_alone(counted, tmp_path):
-    list(sweep.sweep("toy", tmp_path))
+    list(sweeps.sweep("toy", tmp_path))
     before = (tmp_path / "toy.csv").read_bytes()
-    assert list(sweep.sweep("toy", tmp_path)) == [] and len(counted) == len(RUNS)
+    assert list(sweeps.sweep("toy", tmp_path)) == [] and len(counted) == len(RUNS)
     assert (tmp_path / "toy.csv").read_bytes() == before
 
 
 def test_a_run_that_differs_in_one_thing_is_another_run(counted, tmp_path, monkeypatch):
-    list(sweep.sweep("toy", tmp_path))
-    monkeypatch.setitem(SWEEPS, "toy", [*RUNS, Run(seed=0, r=1, alpha=1, lr=0.5)])
-    assert [row["lr"] for row in sweep.sweep("toy", tmp_path)] == [0.5]
+    list(sweeps.sweep("toy", tmp_path))
+    monkeypatch.setitem(SWEEPS, "toy", [*RUNS, Recipe(seed=0, r=1, alpha=1, lr=0.5)])
+    assert [row["lr"] for row in sweeps.sweep("toy", tmp_path)] == [0.5]
 
 
 def test_a_plan_that_grew_in_its_middle_is_recorded_in_its_order(counted, tmp_path, monkeypatch):
-    list(sweep.sweep("toy", tmp_path))
-    grown = [RUNS[0], Run(seed=0, r=1, alpha=1, lr=0.5), *RUNS[1:]]
+    list(sweeps.sweep("toy", tmp_path))
+    grown = [RUNS[0], Recipe(seed=0, r=1, alpha=1, lr=0.5), *RUNS[1:]]
     monkeypatch.setitem(SWEEPS, "toy", grown)
-    assert [row["lr"] for row in sweep.sweep("toy", tmp_path)] == [0.5]
+    assert [row["lr"] for row in sweeps.sweep("toy", tmp_path)] == [0.5]
     rows = files.read_csv(tmp_path / "toy.csv")
-    assert [{key: row[key] for key in asdict(Run())} for row in rows] == [asdict(run) for run in grown]
+    assert [{key: row[key] for key in asdict(Recipe())} for row in rows] == [asdict(run) for run in grown]
 
 
 def test_the_papers_start_is_that_of_its_code_at_every_width():
@@ -82,7 +85,7 @@ def test_the_papers_start_is_that_of_its_code_at_every_width():
     torch.manual_seed(0)
     model = apply_lora(GPT(GPTConfig(vocab_size=97, block_size=16, n_layer=1, n_head=2, n_embd=128)), r=8)
     before = {path: layer.A.detach().clone() for path, layer in lora_layers(model).items()}
-    assert sweep.paper_start(model) is model
+    assert sweeps.paper_start(model) is model
     for path, layer in lora_layers(model).items():
         wide = layer.base.in_features
         theirs = nn.init.kaiming_uniform_(torch.empty(8, wide), a=math.sqrt(5))  # A as the paper's code stores it
@@ -92,7 +95,7 @@ def test_the_papers_start_is_that_of_its_code_at_every_width():
 
 def test_an_unknown_sweep_is_one_sentence_with_the_names_there_are(tmp_path, capsys):
     with pytest.raises(ValueError) as caught:
-        next(sweep.sweep("rank", tmp_path))
+        next(sweeps.sweep("rank", tmp_path))
     assert str(caught.value) == "there is no sweep called 'rank': choose one of rates, ranks, alphas, cooler, targets"
     assert main(["sweep", "rank"]) == 1
     assert capsys.readouterr().err == f"error: {caught.value}\n"
@@ -101,23 +104,13 @@ def test_an_unknown_sweep_is_one_sentence_with_the_names_there_are(tmp_path, cap
 @pytest.mark.parametrize("name", SWEEPS)
 def test_what_is_recorded_is_complete_and_is_what_the_code_would_run(name):
     rows = files.read_csv(RESULTS / f"{name}.csv")
-    assert [{key: row[key] for key in asdict(Run())} for row in rows] == [asdict(run) for run in SWEEPS[name]]
+    assert [{key: row[key] for key in asdict(Recipe())} for row in rows] == [asdict(run) for run in SWEEPS[name]]
 
 
 @pytest.mark.parametrize(("task", "method"), [("records", "lora"), *(("shakespeare", method) for method in ARMS)])
 def test_an_arms_rate_is_the_best_of_its_row_in_the_recorded_rates(task, method):
     rows = [row for row in files.read_csv(RESULTS / "rates.csv") if (row["task"], row["method"]) == (task, method)]
     assert len(rows) == 3 and min(rows, key=lambda row: row["after"])["lr"] == ARMS[method].lr
-
-
-def test_targets_name_the_parts_of_a_block():
-    from llm.lora import apply_lora, lora_layers
-
-    tiny = GPTConfig(vocab_size=97, block_size=16, n_layer=1, n_head=2, n_embd=16)
-    found = {name: set(lora_layers(apply_lora(GPT(tiny), r=2, targets=t))) for name, t in TARGETS.items()}
-    parts = {"attention": {"attn.c_attn", "attn.c_proj"}, "mlp": {"mlp.c_fc", "mlp.c_proj"}}
-    parts["all"] = parts["attention"] | parts["mlp"]
-    assert found == {name: {f"transformer.h.0.{part}" for part in these} for name, these in parts.items()}
 
 
 @pytest.fixture
@@ -130,21 +123,21 @@ def toy(monkeypatch):
         torch.manual_seed(18)
         return GPT(tiny).eval()
 
-    held = corpora.heldout_batches(tokens, 4, 16, 2)
-    task = Task("records", lambda seed: corpora.batches(tokens, 4, 16, seed=seed), held)
-    monkeypatch.setattr(sweep, "load_base", base)
-    monkeypatch.setattr(sweep, "_task", lambda name: task)
-    monkeypatch.setattr(sweep, "_speeches", lambda: held)
-    monkeypatch.setattr(sweep, "answers", lambda model, records: [records[0].answer] * len(records))
-    sweep._start.cache_clear()
+    held = heldout_batches(tokens, 4, 16, 2)
+    task = Task("records", lambda seed: batches(tokens, 4, 16, seed=seed), held)
+    monkeypatch.setattr(sweeps, "load_base", base)
+    monkeypatch.setattr(sweeps, "_task", lambda name: task)
+    monkeypatch.setattr(sweeps, "_speeches", lambda: held)
+    monkeypatch.setattr(sweeps, "answers", lambda model, records: [records[0].answer] * len(records))
+    sweeps._start.cache_clear()
     yield
-    sweep._start.cache_clear()
+    sweeps._start.cache_clear()
 
 
 @pytest.mark.parametrize("method", ARMS)
 def test_a_run_measures_what_it_trained_before_and_after(toy, method):
-    row = measure(Run(method=method, r=2, alpha=2.0, steps=30, lr=ARMS[method].lr * 10))
-    trainable = {"full": sum(p.numel() for p in sweep.load_base().parameters()), "norm": 32}
+    row = measure(Recipe(method=method, r=2, alpha=2.0, steps=30, lr=ARMS[method].lr * 10))
+    trainable = {"full": sum(p.numel() for p in sweeps.load_base().parameters()), "norm": 32}
     assert row["trainable"] == trainable.get(method, 2 * 2 * (16 + 48 + 32 + 80 + 80))
     assert row["before"] == row["speeches_before"] == pytest.approx(math.log(97), abs=0.2)
     assert row["after"] == row["speeches_after"] < row["before"]
@@ -155,15 +148,15 @@ def test_a_run_repeats_by_its_seed(toy):
     def numbers(run):
         return {key: value for key, value in measure(run).items() if key != "seconds_a_step"}
 
-    run = Run(r=2, steps=5, lr=3e-2)
-    assert numbers(run) == numbers(run) != numbers(Run(r=2, steps=5, lr=3e-2, seed=1))
+    run = Recipe(r=2, steps=5, lr=3e-2)
+    assert numbers(run) == numbers(run) != numbers(Recipe(r=2, steps=5, lr=3e-2, seed=1))
 
 
 def test_a_rate_too_hot_is_a_result_and_not_the_end_of_the_sweep(toy):
-    row = measure(Run(r=2, steps=12, lr=1e30))
+    row = measure(Recipe(r=2, steps=12, lr=1e30))
     assert math.isnan(row["after"]) or row["after"] > row["before"]
 
 
 def test_results_of_plays_have_no_share_of_answers(toy):
-    row = measure(Run("shakespeare", r=2, steps=2))
+    row = measure(Recipe("shakespeare", r=2, steps=2))
     assert row["parses"] == row["right"] == ""

@@ -6,11 +6,14 @@ from itertools import islice
 import pytest
 import torch
 
-from llm import corpora, tasks
+from llm.course import tasks
+from llm.course.tasks import ARMS, WIDTH, answers, final_norm_only, load_task, score
 from llm.loss import IGNORE
 from llm.model import GPT, GPTConfig
-from llm.records import Record, make_records, prompt_ids
-from llm.tasks import ARMS, UNSEEN, WIDTH, answers, final_norm_only, load_task, score
+from llm.text import corpora
+from llm.text.batches import UNSEEN
+from llm.text.examples import ask
+from llm.text.records import Record, make_records
 from llm.tokenizer import END_OF_TEXT, decode, encode
 
 SMALL = GPTConfig(block_size=64, n_layer=2, n_head=2, n_embd=16)  # the real vocabulary: answers are text
@@ -122,14 +125,14 @@ class Scripted:
 
 
 def test_an_answer_is_what_stands_between_the_sentence_and_the_end_of_the_text():
-    script = {decode(prompt_ids(r)): [*encode(r.answer), END_OF_TEXT, *encode(" and more")] for r in RECORDS}
+    script = {decode(encode(ask(r.sentence))): [*encode(r.answer), END_OF_TEXT, *encode(" and more")] for r in RECORDS}
     model = Scripted(script)
     assert answers(model, RECORDS) == [r.answer for r in RECORDS]
-    assert len(model.calls) == len({len(prompt_ids(r)) for r in RECORDS}) and sum(model.calls) == len(RECORDS)
+    assert len(model.calls) == len({len(encode(ask(r.sentence))) for r in RECORDS}) and sum(model.calls) == len(RECORDS)
 
 
 def test_an_answer_that_does_not_end_is_cut_at_the_limit():
-    script = {decode(prompt_ids(r)): [11] * 99 for r in RECORDS}
+    script = {decode(encode(ask(r.sentence))): [11] * 99 for r in RECORDS}
     assert answers(Scripted(script), RECORDS, max_new_tokens=7) == ["," * 7] * len(RECORDS)
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn as nn
 
-from llm.corpora import batches
+from llm.errors import SettingError, TrainingError
 from llm.lora import LoraLinear, apply_lora
 from llm.model import GPT, GPTConfig
-from llm.training import TrainingError, best_device, evaluate, make_optimizer, schedule, train
+from llm.text.batches import batches
+from llm.training import best_device, evaluate, make_optimizer, schedule, train
 
 TINY = GPTConfig(vocab_size=97, block_size=16, n_layer=2, n_head=2, n_embd=16)
 TOKENS = torch.randint(97, (4000,), generator=torch.Generator().manual_seed(0)).cumsum(0) % 97
@@ -301,7 +302,34 @@ def test_evaluation_has_no_dropout_no_gradients_and_leaves_the_model_as_it_was(m
     assert model.training is mode and not moved(model, before) and all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("there, name", [(True, "cuda"), (False, "cpu")])
-def test_the_best_device_is_a_gpu_when_there_is_one(monkeypatch, there, name):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    assert best_device().type == name
+MACHINES = [(2, True, "cuda:0"), (0, True, "mps"), (0, False, "cpu")]
+
+
+@pytest.mark.parametrize("gpus, mps, best", MACHINES)
+def test_the_best_device_is_the_first_there_is_of_cuda_mps_and_cpu(monkeypatch, gpus, mps, best):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert best_device() == torch.device(best) and best_device("cpu") == torch.device("cpu")
+
+
+def test_under_torchrun_each_process_takes_the_gpu_of_its_number_and_one_too_many_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert best_device() == torch.device("cpu"), "processes cannot share MPS"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert best_device() == best_device("cuda") == torch.device("cuda:1")
+    assert best_device("cuda:0") == torch.device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    for said in ("auto", "cuda"):  # on the CPU it would wait for the others for ever
+        with pytest.raises(SettingError, match="^process 2 of this machine has no GPU .* --nproc-per-node 2"):
+            best_device(said)
+    assert best_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("said", ["cuda", "cuda:0", "cuda:x", "mps", "tpu", "", "cpu:1"])
+def test_a_device_that_the_machine_has_not_is_one_sentence_with_those_it_has(monkeypatch, said):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(SettingError, match=f"^there is no device '{said}' here: choose one of cpu$"):
+        best_device(said)

@@ -9,12 +9,16 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from llm import widgets
 from llm.adapters import save_adapter
+from llm.course.matrices import noise
+from llm.course.widgets import voices as voices_widget
+from llm.course.widgets.explorer import Explorer, slider
+from llm.course.widgets.matrices import layer_explorer, rank_explorer
+from llm.course.widgets.singular_values import delta_explorer
+from llm.course.widgets.targets import targets_explorer
+from llm.course.widgets.voices import Voices
 from llm.lora import apply_lora, lora_layers
-from llm.matrices import noise
 from llm.model import GPT, GPTConfig
-from llm.widgets import Explorer, Voices, delta_explorer, layer_explorer, rank_explorer, slider, targets_explorer
 
 
 def size(png):
@@ -206,7 +210,7 @@ def test_voices_on_several_threads_each_answer_with_their_own_adapter(voices, mo
         assert all(torch.equal(t, u) for t, u in zip(before, factors(model), strict=True))
         return prompt
 
-    monkeypatch.setattr(widgets, "go_on", slowly)
+    monkeypatch.setattr(voices_widget, "respond", slowly)
     voices._heard.clear()
 
     def ask(name):

@@ -15,8 +15,8 @@ import time
 
 import torch
 
-from llm import hf
 from llm.adapters import load_adapter, save_adapter
+from llm.bases import transformers_models
 from llm.lora import apply_lora, lora_layers
 from llm.model import GPT, GPTConfig
 from llm.training import own_loss, train
@@ -87,7 +87,10 @@ def whole_logits(model, x, y):
     return torch.nn.functional.cross_entropy(model(input_ids=x).logits.flatten(0, 1), y.flatten())
 
 
-REAL = {"SmolLM2, ours": (ours_real, hf.loss), "SmolLM2, transformers + PEFT": (theirs_real, whole_logits)}
+REAL = {
+    "SmolLM2, ours": (ours_real, transformers_models.loss),
+    "SmolLM2, transformers + PEFT": (theirs_real, whole_logits),
+}
 
 
 def ours_swap(folder):

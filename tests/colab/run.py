@@ -37,7 +37,7 @@ def run(path, address):
 
 def main():
     sys.path.insert(0, str(ROOT))
-    from llm.colab import MORE, repository
+    from llm.course.colab import MORE, repository
 
     os.environ |= {"PYTHONPATH": str(HERE / "stand_in"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     brought = {"lora-course"}.union(*MORE.values())

@@ -1,0 +1,182 @@
+"""An adapter on a model and in a folder: save, load, swap, inspect.
+
+The folder is PEFT's own format (`folder.py`): ours open in PEFT, PEFT's LoRA adapters open here. PEFT is silent on
+a wrong base and a wrong alpha and only warns of missing layers; here each is one sentence, the model as it was.
+"""
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.nn as nn
+
+from llm.adapters.folder import CONFIG, TENSORS, Adapter, finite, read_adapter, write_adapter
+from llm.adapters.peft_config import suffixes, targeted
+from llm.errors import AdapterError
+from llm.adapters.fingerprints import fingerprint
+from llm.lora import SCALING, LoraLinear, lora_layers
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What an adapter folder holds. alpha is PEFT's: scale = alpha/r, or alpha/sqrt(r) as `scaling` says."""
+
+    r: int  # this, alpha and scale are what most layers have
+    alpha: float
+    scaling: str
+    scale: float
+    layers: dict[str, tuple[int, float, float]]  # r, alpha and scale, by module path
+    parameters: int
+    bytes: int  # on disk, both files
+    fingerprint: str | None  # of the base it was trained on; an adapter made by PEFT names none
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The paths of the layers that it adapts."""
+        return tuple(self.layers)
+
+    def __str__(self):
+        kinds = Counter(re.sub(r"\b\d+\b", "*", path) for path in self.layers)
+        r, alpha, scale = (
+            f"{min(found):g}" + f" to {max(found):g}" * (min(found) < max(found))
+            for found in zip(*self.layers.values())
+        )
+        return "\n".join(
+            (
+                f"rank {r}, alpha {alpha}, scale {self.scaling} = {scale}",
+                f"{len(self.layers)} layers: " + ", ".join(f"{n} x {kind}" for kind, n in kinds.items()),
+                f"{self.parameters:,} parameters in {self.bytes:,} bytes",
+                f"base {self.fingerprint or 'not named'}",
+            )
+        )
+
+
+def save_adapter(model: nn.Module, folder: str | Path) -> None:
+    """Write the factors of `model`'s LoRA layers, and nothing of its base, to `folder`; other files there stay.
+
+    The layers may differ in rank and scale. Raises AdapterError when there is nothing to save, a factor is not finite,
+    or the disk refuses; an adapter that was there is then as it was.
+    """
+    layers = lora_layers(model)
+    if not layers:
+        raise AdapterError("this model has no LoRA layers to save: call apply_lora(model) and train it first")
+    for path, layer in layers.items():
+        if not (layer.A.isfinite().all() and layer.B.isfinite().all() and math.isfinite(layer.scale)):
+            raise AdapterError(f"{path}: A, B or scale is not finite, so nothing was saved: train at a lower rate")
+    # PEFT knows two scalings and one for all: what does not fit, such as the chapter's, is put as an alpha over r
+    root = all(layer.scaling == "alpha/sqrt(r)" and _regular(layer) for layer in layers.values())
+    scaling = "alpha/sqrt(r)" if root else "alpha/r"
+    alphas = {p: x.alpha if x.scaling == scaling and _regular(x) else x.scale * x.r for p, x in layers.items()}
+    kinds = {path: (layer.r, alphas[path]) for path, layer in layers.items()}
+    factors = {
+        path: tuple(t.detach().T.contiguous().cpu() for t in (layer.A, layer.B)) for path, layer in layers.items()
+    }
+    adapter = Adapter(kinds, scaling, sorted(layers), factors, fingerprint(model))
+    for path in sorted(targeted(adapter.targets, _linears(dict(model.named_modules()), layers)) - layers.keys()):
+        raise AdapterError(f"PEFT takes {path} for a target too, as its path ends in another's: wrap it as well")
+    write_adapter(adapter, Path(folder))
+
+
+def _regular(layer):
+    """Whether a layer's scale is what its scaling makes of alpha, and was not set by hand."""
+    return SCALING[layer.scaling](layer.alpha, layer.r) == layer.scale
+
+
+def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
+    """Put the adapter in `folder` on `model`: wrap the layers it names or, where just these are wrapped, swap factors.
+
+    Returns the same model, frozen but for A and B. Raises AdapterError when the adapter is damaged, is not plain LoRA,
+    belongs to another base, or the model carries LoRA layers of another shape; the model is then as it was.
+    """
+    adapter = read_adapter(Path(folder))
+    modules = dict(model.named_modules())
+    layers = {path: m for path, m in modules.items() if isinstance(m, LoraLinear)}
+    linears = _linears(modules, layers)
+    parameters = list(model.parameters())
+    _check_fit(adapter, fingerprint(model), modules, linears, folder)
+    if layers and {path: layer.r for path, layer in layers.items()} != {p: r for p, (r, _) in adapter.layers.items()}:
+        raise AdapterError("the model carries LoRA layers of another rank or place: call remove_lora(model) first")
+    factors = {}
+    for path, pair in adapter.factors.items():
+        like = layers[path].A if layers else linears[path].weight
+        factors[path] = [t.to(like) for t in pair]
+        if not all(t.dtype == like.dtype or finite(new) for t, new in zip(pair, factors[path])):
+            raise AdapterError(f"{path}: the factors are too large for {like.dtype}: load the model in float32")
+    for p in parameters:
+        p.requires_grad_(False)
+    for path, (A, B) in factors.items():
+        r, alpha = adapter.layers[path]
+        layer = layers[path] if layers else LoraLinear(linears[path], r)
+        # straight into the object: nn.Module's own way in takes ten times as long
+        vars(layer).update(alpha=alpha, scaling=adapter.scaling, scale=adapter.scale(path))
+        for p, new in ((layer.A, A), (layer.B, B)):
+            p.data.T.copy_(new)  # this way round it takes half the time
+            p.requires_grad_(True).grad = None  # a gradient would be that of the factors before
+        if not layers:
+            model.set_submodule(path, layer)
+    return model
+
+
+def inspect_adapter(folder: str | Path) -> AdapterInfo:
+    """What the adapter in `folder` holds, with no model needed. Raises AdapterError when `load_adapter` would."""
+    adapter = read_adapter(Path(folder))
+    layers = {path: (r, alpha, adapter.scale(path)) for path, (r, alpha) in adapter.layers.items()}
+    [((r, alpha, scale), _)] = Counter(layers.values()).most_common(1)
+    return AdapterInfo(
+        r=r,
+        alpha=alpha,
+        scaling=adapter.scaling,
+        scale=scale,
+        layers=layers,
+        parameters=sum(t.numel() for pair in adapter.factors.values() for t in pair),
+        bytes=sum(path.stat().st_size for name in (CONFIG, TENSORS) if (path := Path(folder) / name).exists()),
+        fingerprint=adapter.fingerprint,
+    )
+
+
+def _linears(modules, layers):
+    """The linear layers by module path, those under a wrapper at the wrapper's path."""
+    plain = {path: m for path, m in modules.items() if isinstance(m, nn.Linear)}
+    return {path: m for path, m in plain.items() if path.removesuffix(".base") not in layers} | {
+        path: layer.base for path, layer in layers.items()
+    }
+
+
+def _check_fit(adapter, own, modules, linears, folder):
+    """Raise AdapterError unless the adapter is one for a model with these modules and the fingerprint `own`."""
+    if adapter.fingerprint not in (None, own):
+        raise AdapterError(
+            f"{folder} was trained on another base (fingerprint {adapter.fingerprint[:16]!r}, this model has {own}): "
+            "load the base that it was trained on (a merged or fully fine-tuned model is another base)"
+        )
+    for path, (A, B) in adapter.factors.items():
+        if path not in linears:
+            what = f"is not a linear layer but {type(modules[path]).__name__}" if path in modules else "does not exist"
+            raise AdapterError(
+                f"{folder} adapts {path[:120]!r}, which {what} in this model: load the base it was trained on"
+            )
+        out, width = linears[path].weight.shape
+        if (A.size(1), B.size(0)) != (width, out):
+            raise AdapterError(
+                f"{folder}: {path} maps {A.size(1)} to {B.size(0)}, the model's {width} to {out}: "
+                "load the base it was trained on"
+            )
+        if A.size(0) > min(width, out):
+            raise AdapterError(
+                f"{folder}: rank {A.size(0)} is more than {path} has ({min(width, out)}): train a smaller one"
+            )
+    named = targeted(adapter.targets, linears)
+    for path in sorted(adapter.factors.keys() - named):
+        raise AdapterError(
+            f"{folder} has factors for {path}, which target_modules in {CONFIG} does not name: save it again"
+        )
+    for path in sorted(named - adapter.factors.keys()):
+        raise AdapterError(f"{folder} lacks the factors of {path}, which target_modules names: copy or save it again")
+    unknown = set(adapter.targets) - linears.keys() if isinstance(adapter.targets, list) else set()
+    if unknown:
+        for name in sorted(unknown - {name for path in linears for name in suffixes(path)}):
+            raise AdapterError(
+                f"{folder} targets {name[:120]!r}, which is no linear layer of this model: load its own base"
+            )

@@ -1,0 +1,46 @@
+"""A whole model to a new folder, from which `load` has it back: the merged one, for example."""
+
+import json
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from llm import gpt2_weights
+from llm.bases import transformers_models
+from llm.bases.base import Base
+from llm.bases.transformers_models import TransformersTokenizer
+from llm.errors import BaseError
+from llm.files import whole_folder
+from llm.lora import lora_layers
+from llm.model import GPT
+
+
+def save(base: Base | GPT, folder: str | Path) -> None:
+    """Write a whole model to a new folder, from which `load(folder)` has it back: the merged one, for example.
+
+    Raises BaseError when it still wears LoRA layers, the folder holds something, or the disk refuses.
+    """
+    model, folder = getattr(base, "model", base), Path(folder)
+    if lora_layers(model):
+        raise BaseError("this model wears LoRA layers: merge_lora(model) or remove_lora(model) first")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BaseError(f"{folder} is there already and is not an empty folder: choose another name")
+    if isinstance(model, GPT):
+        whole_folder(folder, partial(_write_own, model))
+    elif transformers_models.is_transformers(model) and isinstance(
+        getattr(base, "tokenizer", None), TransformersTokenizer
+    ):
+        whole_folder(folder, partial(transformers_models.write, model, base.tokenizer))
+    else:
+        raise BaseError("only a GPT, or the Base of a transformers model with its tokenizer, can be saved")
+
+
+def _write_own(model, folder):
+    # a head that was wrapped and merged is no longer the embedding, whatever the model began as
+    tied = model.lm_head.weight is model.transformer.wte.weight
+    state = {k: v.contiguous() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
+    save_file(state, folder / gpt2_weights.TENSORS, {"format": "pt"})
+    config = asdict(replace(model.config, tied_lm_head=tied))
+    (folder / gpt2_weights.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,109 @@
+"""The commands that look after the course itself: `doctor`, `fetch`, `pretrain`, `sweep`, `colab`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from llm.cli import doctor as doctors
+from llm.cli.app import AsJson, app, number
+from llm.cli.console import show_json
+
+
+@app.command()
+def doctor(as_json: AsJson = False):
+    """Say what is here, what is missing, and how to get it.
+
+    Exit code 1: something is missing that every notebook needs.
+
+    Example: python -m llm doctor
+    """
+    found, here = list(doctors.checks()), doctors.machine()
+    well = all(check.ok or check.needed != doctors.COURSE for check in found)
+    if as_json:
+        show_json(ok=well, machine=here, checks=[vars(check) | dict(ok=check.ok) for check in found])
+    else:
+        for name, value in here.items():
+            print(f"     {name:18} {value}")
+        for check in found:
+            print(f"{'ok  ' if check.ok else 'LACK'} {check.name:18} {check.found or '-'}")
+        for check in found:
+            if not check.ok:
+                print(f"{check.name}, for {check.needed}: {check.how}")
+        print("all that every notebook needs is here" if well else "the course cannot run yet")
+    raise typer.Exit(int(not well))
+
+
+@app.command()
+def fetch(real: Annotated[bool, Option("--real", help="the model of notebook 07 as well, 98 MB")] = False):
+    """Fetch and check the corpora, once; then all works offline.
+
+    Example: python -m llm fetch --real
+    """
+    from llm import bases
+    from llm.text import corpora, download
+
+    for name in download.sources():
+        corpus = corpora.load(name)
+        print(f"{name:12} {len(corpus.train):9,} tokens to train on, {len(corpus.heldout):7,} held out")
+    if real:
+        print(f"{'smollm2':12} in {bases.fetch_smollm2()}")
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, Option(metavar="FOLDER", help="where the base goes")] = Path("build/base"),
+    steps: number("optimizer steps") = 4200,
+    seed: number("same seed, same base") = 0,
+):
+    """Train the course's base, in about an hour on two cores.
+
+    A stopped run goes on where it was.
+
+    Example: python -m llm pretrain --out build/base
+    """
+    from llm import files
+    from llm.course import pretraining
+    from llm.course.figures import training_log
+    from llm.course.pretraining_mixture import MIXTURE
+
+    for row in pretraining.pretrain(out, steps, seed):
+        print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+    curve = training_log(files.read_csv(out / "log.csv"), list(MIXTURE))
+    curve.savefig(out / "loss.png", dpi=100)
+
+
+@app.command()
+def sweep(names: Annotated[list[str] | None, Argument(metavar="NAME", hidden=True)] = None):
+    """Do the recorded sweeps again, or go on with them.
+
+    NAME: rates, ranks, alphas, targets; without one, all.
+
+    Example: python -m llm sweep ranks
+    """
+    from llm import files
+    from llm.course import sweeps
+    from llm.course.figures import by_rank
+    from llm.paths import RESULTS
+
+    for name in names or sweeps.SWEEPS:
+        for row in sweeps.sweep(name):
+            print(name, "  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+    picture = by_rank(files.read_csv(RESULTS / "ranks.csv"))
+    picture.savefig(RESULTS / "ranks.png", dpi=100)
+
+
+@app.command()
+def colab():
+    """Write each notebook's badge and first cell.
+
+    Both are made from the address in pyproject.toml.
+
+    Example: python -m llm colab
+    """
+    from llm.course import colab
+    from llm.paths import NOTEBOOKS
+
+    changed = colab.write(NOTEBOOKS)
+    print(f"{colab.repository()}: {', '.join(changed) or 'every notebook says so already'}")

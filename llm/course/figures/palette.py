@@ -1,0 +1,22 @@
+"""The course's colours and names: one colour is one method in every plot, curve and notebook.
+
+Okabe and Ito's palette, which colour-blind readers tell apart.
+"""
+
+COLOURS = {
+    "full": "#D55E00",  # full fine-tuning
+    "lora": "#0072B2",  # LoRA, and anything with A and B in it
+    "norm": "#009E73",  # the final norm only: the cheap control
+    "base": "#555555",  # the model before training
+    "control": "#999999",  # noise, chance, the wrong way round
+    "prompt": "#E69F00",  # the base with solved examples in its prompt
+    "other": "#CC79A7",  # a further arm of a comparison
+}
+NAMES = {
+    "full": "full fine-tune",
+    "lora": "LoRA",
+    "norm": "final norm only",
+    "base": "base",
+    "prompt": "base, examples",
+}
+SIGNED = "RdBu"  # of a matrix: red below zero, white at zero, blue above

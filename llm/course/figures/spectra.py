@@ -1,0 +1,153 @@
+"""What fine-tuning moved, as figures: singular values, energy, and the loss by the rank that is kept."""
+
+import math
+
+from matplotlib.figure import Figure
+
+from llm.course.figures.canvas import emptied, label_end, new_axes, spread
+from llm.course.figures.matrices import show_matrix
+from llm.course.figures.palette import COLOURS
+from llm.spectra import Parts
+
+
+def spectrum(found: tuple[Parts, int], figure: Figure | None = None) -> Figure:
+    """A matrix's singular values with the first r in colour, the matrix, and its best rank-r part."""
+    parts, r = found
+    figure = emptied(figure, 8.6, 3.0)
+    figure.set_layout_engine("none")  # margins by hand: to find them at every move takes half of the time
+    margins = dict(left=0.06, right=0.995, top=0.9, bottom=0.17, wspace=0.06)
+    bars, whole, best = figure.subplots(1, 3, gridspec_kw=margins)
+    shown = min(64, len(parts.s))
+    colours = [COLOURS["full"] if i < r else COLOURS["control"] for i in range(shown)]
+    bars.vlines(range(1, shown + 1), 0, parts.s[:shown], colors=colours, lw=2.4)
+    bars.spines[["top", "right"]].set_visible(False)
+    bars.set_ylim(bottom=0)
+    bars.set_title(f"singular values, {r} kept", fontsize=10)
+    bars.set_xlabel("index")
+    full = parts.best(len(parts.s))
+    limit = 3 * full.std().item()  # a few large entries would leave the rest white
+    show_matrix(whole, full, f"ΔW, {full.size(0)} x {full.size(1)}", limit)
+    show_matrix(best, parts.best(r), f"its best rank-{r} part", limit)
+    return figure
+
+
+def fits(panels: dict[str, dict[int | str, list[float]]], floors: dict[str, dict[int, float]], low: float) -> Figure:
+    """What is left of a target over steps, on a logarithmic axis that ends at `low`; a panel for each target.
+
+    panels: title -> rank, or "full" -> losses (darker: higher rank); floors: title -> rank -> the least that a matrix
+    of that rank can leave, dotted.
+    """
+    figure, axes = new_axes(8.6, 4.0, columns=len(panels), sharey=True)
+    for panel, (title, curves) in zip(axes, panels.items()):
+        ends = spread([math.log10(max(low, y[-1])) for y in curves.values()], 0.38, math.log10(low) + 0.25)
+        for i, ((key, losses), end) in enumerate(zip(curves.items(), ends)):
+            colour, text = ("full", "full") if key == "full" else ("lora", f"r = {key}")
+            shade = 1.0 if key == "full" else 0.35 + 0.65 * (i + 1) / len(curves)
+            panel.plot([max(low, y) for y in losses], color=COLOURS[colour], alpha=shade)
+            label_end(panel, len(losses) - 1, 10**end, text, colour)
+        for floor in floors[title].values():
+            panel.hlines(floor, 0, len(losses), color="black", lw=1, ls=":", zorder=3)
+        panel.set_yscale("log")
+        panel.set_ylim(low, 4)
+        panel.set_title(title)
+        panel.set_xlabel("steps")
+        panel.set_xlim(0, len(losses) * 1.25)  # room for the labels
+        panel.set_xticks([t for t in panel.get_xticks() if t <= len(losses)])
+    axes[0].set_ylabel("what is left of the target (share)")
+    return figure
+
+
+KINDS = {
+    "attn.c_attn": "query, key, value",
+    "attn.c_proj": "attention output",
+    "mlp.c_fc": "MLP in",
+    "mlp.c_proj": "MLP out",
+}
+
+
+def _kind(name: str) -> tuple[str, int]:
+    """ "transformer.h.2.mlp.c_fc.weight" -> ("mlp.c_fc", 2)."""
+    parts = name.removesuffix(".weight").split(".")
+    return ".".join(parts[-2:]), int(parts[2])
+
+
+def singular_values(values: dict, noise: dict, show: int = 64) -> Figure:
+    """Singular values of each block matrix's delta W, a panel for each kind of matrix, over those of a random one.
+
+    values, noise: singular values (largest first) by weight name.
+    """
+    figure, panels = new_axes(7.6, 5.2, rows=2, columns=2, sharex=True)
+    depth = 1 + max(_kind(name)[1] for name in values)
+    for axis, (kind, title) in zip(panels, KINDS.items()):
+        for name, s in values.items():
+            if _kind(name)[0] == kind:
+                layer = _kind(name)[1]
+                x = range(1, min(show, len(s)) + 1)
+                axis.plot(x, s[:show], color=COLOURS["full"], alpha=0.4 + 0.6 * layer / max(1, depth - 1), lw=1.4)
+                axis.plot(x, noise[name][:show], color=COLOURS["control"], ls="--", lw=1)
+        axis.set_title(title)
+        axis.set_ylim(bottom=0)
+    top = panels[0]
+    top.annotate("full fine-tune\n(darker: later block)", (0.22, 0.72), xycoords="axes fraction", color=COLOURS["full"])
+    top.annotate("noise of the same norm", (0.45, 0.4), xycoords="axes fraction", color=COLOURS["control"])
+    figure.supxlabel("index of the singular value")
+    figure.supylabel("singular value of ΔW")
+    return figure
+
+
+def energy_table(energy: dict[str, dict], ranks: list[int]) -> Figure:
+    """The share of delta W's energy at each rank: a table in colour for each arm, a row for each matrix."""
+    figure, axes = new_axes(8.4, 5.2, columns=len(energy), sharey=True)
+    for axis, (arm, rows) in zip(axes, energy.items()):
+        axis.imshow([list(r) for r in rows.values()], cmap="Blues", vmin=0, vmax=1.1, aspect="auto")
+        for i, row in enumerate(rows.values()):
+            for j, share in enumerate(row):
+                axis.text(
+                    j,
+                    i,
+                    f"{share:.0%}",
+                    ha="center",
+                    va="center",
+                    fontsize=7.5,
+                    color="white" if share > 0.6 else "black",
+                )
+        axis.set_title(arm)
+        axis.set_xticks(range(len(ranks)), ranks)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+    labels = [f"block {_kind(n)[1] + 1} {KINDS[_kind(n)[0]]}" for n in next(iter(energy.values()))]
+    axes[0].set_yticks(range(len(labels)), labels, fontsize=8)
+    figure.supxlabel("rank r: share of ΔW's energy held by its best rank-r part")
+    return figure
+
+
+def loss_by_rank(ranks: list[int], kept: dict, alone: dict, base: dict, full: dict) -> Figure:
+    """Held-out loss with each block's delta W cut to rank r, a panel for each task.
+
+    kept, alone: task -> losses by rank, with embeddings and head as fine-tuned, and as in the base.
+    base, full: task -> the loss of the two models between which the curves run.
+    """
+    figure, axes = new_axes(8.4, 3.6, columns=len(kept))
+    x = range(len(ranks))
+    for axis, task in zip(axes, kept):
+        axis.axhline(base[task], color=COLOURS["base"], lw=1)
+        axis.axhline(full[task], color=COLOURS["full"], lw=1, ls=":")
+        axis.plot(x, kept[task], color=COLOURS["full"], marker="o")
+        axis.plot(x, alone[task], color=COLOURS["full"], marker="o", ls="--", mfc="white")
+        # each label where its line is far from the curves
+        for at, y, label, colour, ha in (
+            (x[-1], base[task], "base", "base", "right"),
+            (x[0], full[task], "full fine-tune", "full", "left"),
+        ):
+            axis.annotate(label, (at, y), (0, 3), textcoords="offset points", ha=ha, color=COLOURS[colour])
+        axis.set_title(task)
+        axis.set_xticks(x, ranks)
+        axis.set_xlabel("rank r kept in every block matrix")
+    axes[0].set_ylabel("held-out loss, nats a token")
+    axes[0].annotate(
+        "solid: embeddings and head fine-tuned\ndashed: embeddings and head of the base",
+        (0.28, 0.6),
+        xycoords="axes fraction",
+        fontsize=9,
+    )
+    return figure

@@ -1,0 +1,65 @@
+"""How the base model of the course was made: `python -m llm pretrain`."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from llm import files
+from llm.course.pretraining_mixture import heldout, mixture
+from llm.model import GPT, GPTConfig
+from llm.training import evaluate, make_optimizer, train
+
+EMBEDDING_RATE = 3e-2
+# The softmax pushes the row of every word that is not the next one, a little, always the same way, and Adam makes a
+# full step of any push however small: in 1,300 steps with its usual eps of 1e-8 rare words drifted to twice the norm
+# of common ones, all in one direction, and could not be told apart or copied.
+EMBEDDING_EPS = 1e-4
+
+
+def pretraining_rate(name: str) -> float:
+    """Peak learning rate by parameter: an embedding row is touched by few tokens, so it may move further at each."""
+    return EMBEDDING_RATE if name in ("transformer.wte.weight", "transformer.wpe.weight") else 1e-3
+
+
+def pretrain(out: Path, steps: int = 4200, seed: int = 0, every: int = 100) -> Iterator[dict]:
+    """Train the base from scratch into `out`, one log row yielded every `every` steps; a killed run resumes.
+
+    Embedding and head are one matrix while it trains, and two equal ones in what it writes: apart, each of the
+    vocabulary's words has to be seen in many records before it can be copied; together, one circuit copies them all.
+    Writes `log.csv` and `resume.pt` as it goes, `model.safetensors` (fp16) and `config.json` at the end.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(tied_lm_head=True))
+    optimizer = make_optimizer(model, pretraining_rate, weight_decay=0.1)
+    for group in optimizer.param_groups:
+        group["eps"] = EMBEDDING_EPS if group["peak_lr"] == EMBEDDING_RATE else group["eps"]
+    rows, seconds, tokens, resume = [], 0.0, 0, out / "resume.pt"
+    if resume.exists():
+        saved = torch.load(resume, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        rows, seconds, tokens = saved["rows"], saved["seconds"], saved["tokens"]
+    start = rows[-1]["step"] if rows else 0
+    held = heldout()
+    stream = mixture(seed, start)
+    for step in train(model, stream, steps=steps, lr=pretraining_rate, warmup=30, optimizer=optimizer, start=start):
+        seconds, tokens = seconds + step.seconds, tokens + step.tokens
+        done = step.index + 1
+        if done % every == 0 or done == steps:
+            losses = {name: round(evaluate(model, batches), 4) for name, batches in held.items()}
+            rows.append(dict(step=done, tokens=tokens, seconds=round(seconds), train=round(step.loss, 4), **losses))
+            state = dict(model=model.state_dict(), optimizer=optimizer.state_dict())
+            state |= dict(rows=rows, seconds=seconds, tokens=tokens)
+            files.replace(resume, partial(torch.save, state))
+            files.write_csv(out / "log.csv", rows)
+            yield rows[-1]
+    half = {k: v.half().clone() for k, v in model.state_dict().items()}
+    files.replace(out / "model.safetensors", lambda path: path.write_bytes(save(half)))
+    files.replace(out / "config.json", lambda path: path.write_text(json.dumps(asdict(GPTConfig()), indent=2) + "\n"))
+    resume.unlink(missing_ok=True)

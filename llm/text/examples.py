@@ -1,0 +1,42 @@
+"""A prompt and its completion as one row of tokens: how they are joined, what of them counts, how rows are padded."""
+
+import torch
+
+from llm.errors import SettingError
+from llm.loss import IGNORE
+from llm.text.batches import Batch
+from llm.tokenizer import GPT2, Tokenizer
+
+BREAK = "\n"  # between prompt and completion
+Example = tuple[list[int], list[int]]  # prompt and completion, both tokens
+
+
+def ask(prompt: str) -> str:
+    """A prompt as a model is given it, in training and when it is asked: with a line break behind it."""
+    return prompt + BREAK
+
+
+def example(prompt: str, completion: str, tokenizer: Tokenizer = GPT2) -> Example:
+    """Prompt and completion as tokens, the end token behind."""
+    return tokenizer.encode(ask(prompt)), [*tokenizer.encode(completion), tokenizer.end]
+
+
+def length(row: Example) -> int:
+    """How many tokens of context a row takes: its last token is only a target."""
+    return len(row[0]) + len(row[1]) - 1
+
+
+def pad(rows: list[Example], end: int, width: int | None = None) -> Batch:
+    """Rows as inputs and targets (rows, width), by default as wide as the longest: only completions count to the loss.
+
+    Raises SettingError when a row is longer than `width`.
+    """
+    longest = max(map(length, rows))
+    if width is not None and longest > width:
+        raise SettingError(f"a row of {longest} tokens does not fit a context of {width}")
+    width = width or longest
+    x, y = torch.full((len(rows), width), end), torch.full((len(rows), width), IGNORE)
+    for i, (prompt, completion) in enumerate(rows):
+        x[i, : length((prompt, completion))] = torch.tensor((prompt + completion)[:-1])
+        y[i, len(prompt) - 1 : length((prompt, completion))] = torch.tensor(completion)
+    return x, y

@@ -1,0 +1,145 @@
+"""Sentences and their JSON records, made by seeded code: the narrow task of the course.
+
+    Copy "river" from "Angel" to "glass" at 7.
+    {"thing": "river", "source": "Angel", "target": "glass", "hour": 7}
+
+The base model trains on `BASE_SCHEMAS`; the course adapts it to `TASK`, whose verb, keys and order are in none of
+them. Values are drawn anew each time, so what a model can learn is to copy, not to remember: for the base from all
+the words that are one token, for the task from the common ones, whose rows in the embedding the base has trained well.
+"""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from llm.text.batches import Batch, endless
+from llm.text.examples import Example, example, pad
+from llm.tokenizer import END_OF_TEXT, GPT2, Tokenizer, get_tokenizer
+
+# how a clause begins, and what its value may be called in a record
+CLAUSES = {
+    "from": ("source", "start", "sender"),
+    "to": ("target", "end", "receiver"),
+    "for": ("client", "purpose", "owner"),
+    "with": ("tool", "partner", "using"),
+    "in": ("place", "folder", "room"),
+    "on": ("surface", "topic", "platform"),
+    "by": ("author", "maker", "method"),
+    "about": ("subject", "theme", "matter"),
+    "near": ("landmark", "close", "beside"),
+    "under": ("parent", "below", "group"),
+    "into": ("output", "result", "form"),
+    "through": ("path", "channel", "via"),
+    "after": ("previous", "last", "since"),
+    "before": ("next", "limit", "until"),
+    "like": ("model", "style", "example"),
+    "as": ("role", "type", "label"),
+}
+NUMBERS = {
+    "at": ("hour", "time", "clock"),
+    "times": ("count", "repeat", "number"),
+    "on page": ("page", "sheet", "leaf"),
+}
+OBJECTS = ("thing", "object", "what", "name", "title", "content", "value", "text")
+VERBS = """Copy Move Rename Open Close Print Find Count Draw Paint Build Break Fix Buy Sell Rent Lend Read Write Sign
+Teach Learn Call Invite Meet Follow Lead Carry Push Pull Lift Drop Wash Cook Cut Mix Pack Hide Show Store Plant Pick
+Order Check Test Sort Merge Split Join Lock Load Save Share Post Mark Trace Track Guard Visit Clean Cover
+Fill""".split()
+
+
+@dataclass(frozen=True)
+class Schema:
+    """One kind of request: its verb, its object's key, its clauses (how each begins, its key), and the keys' order."""
+
+    verb: str
+    object: str
+    clauses: tuple[tuple[str, str], ...]
+    order: tuple[str, ...]
+    common: bool = False  # values are common words only
+
+
+@dataclass(frozen=True)
+class Record:
+    sentence: str
+    answer: str  # one line of JSON
+
+
+def _base_schemas() -> tuple[Schema, ...]:
+    rng = random.Random(18)
+    made = []
+    for verb in VERBS:
+        clauses = [(word, rng.choice(CLAUSES[word])) for word in rng.sample(sorted(CLAUSES), rng.choice((1, 2, 2)))]
+        if rng.random() < 0.6:
+            word = rng.choice(sorted(NUMBERS))
+            clauses.append((word, rng.choice(NUMBERS[word])))
+        thing = rng.choice(OBJECTS)
+        order = [thing, *(key for _, key in clauses)]
+        rng.shuffle(order)
+        made.append(Schema(verb, thing, tuple(clauses), tuple(order)))
+    return tuple(made)
+
+
+BASE_SCHEMAS = _base_schemas()
+TASK = Schema(
+    "Send",
+    "item",
+    (("from", "origin"), ("to", "destination"), ("at", "day")),
+    ("destination", "item", "day", "origin"),
+    common=True,
+)
+COMMON = 2750  # GPT-2's tokenizer numbers its words roughly from frequent to rare
+
+
+@lru_cache(maxsize=2)
+def words(common: bool = False) -> tuple[str, ...]:
+    """Every word of three or more letters that is one token, both inside a text and at its beginning.
+
+    common: only those among the tokenizer's first `COMMON` tokens.
+    """
+    tokenizer = get_tokenizer()
+    ids = {tokenizer.decode([i]): i for i in range(END_OF_TEXT)}
+    limit = COMMON if common else END_OF_TEXT
+    return tuple(sorted(t for t in ids if re.fullmatch("[A-Za-z]{3,}", t) and ids.get(f" {t}", limit) < limit))
+
+
+def make_records(n: int, seed: int, schemas: tuple[Schema, ...] = (TASK,)) -> list[Record]:
+    """`n` records, each of a schema drawn from `schemas`; the clauses of a sentence come in any order."""
+    rng = random.Random(seed)
+    return [_record(rng, rng.choice(schemas)) for _ in range(n)]
+
+
+def _record(rng, schema):
+    clauses = rng.sample(schema.clauses, len(schema.clauses))
+    values = {schema.object: rng.choice(words(schema.common))}
+    said = [f'{schema.verb} "{values[schema.object]}"']
+    for begins, key in clauses:
+        values[key] = rng.randrange(100) if begins in NUMBERS else rng.choice(words(schema.common))
+        said.append(f"{begins} {json.dumps(values[key])}")
+    return Record(" ".join(said) + ".", json.dumps({key: values[key] for key in schema.order}))
+
+
+def as_example(record: Record, tokenizer: Tokenizer = GPT2) -> Example:
+    """A record as prompt and completion, both tokens."""
+    return example(record.sentence, record.answer, tokenizer)
+
+
+def record_batches(
+    rows: int = 32,
+    block: int | None = 64,
+    seed: int = 0,
+    schemas: tuple[Schema, ...] = (TASK,),
+    start: int = 0,
+    tokenizer: Tokenizer = GPT2,
+) -> Iterator[Batch]:
+    """Fresh records for ever, one a row of `block` tokens (None: of the longest); only their answers count.
+
+    Raises SettingError when a record does not fit.
+    """
+
+    def made(own):
+        return pad([as_example(r, tokenizer) for r in make_records(rows, own, schemas)], tokenizer.end, block)
+
+    return endless(made, seed, start)
