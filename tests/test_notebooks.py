@@ -69,6 +69,11 @@ def test_code_cells_are_short(path):
     assert median(lines) <= 6 and quantiles(lines, n=10, method="inclusive")[-1] <= 20, lines
 
 
+def test_no_line_of_code_is_cut_off_beside_a_file_list(path):
+    wide = [line for cell in cells(path, "code") for line in cell.source.splitlines() if len(line) > 88]
+    assert not wide, wide
+
+
 def test_markdown_cells_have_110_words_at_most(path):
     for cell in cells(path, "markdown"):
         assert len(prose(cell.source)) <= 110, cell.source[:80]

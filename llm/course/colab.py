@@ -25,8 +25,10 @@ if output and not os.path.isdir("../llm"):
 
     course = "{address}"
     if not os.path.isdir("lora-course"):
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", course, "lora-course"], check=True)
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]  # Colab's torch and widgets stay
+        clone = ["git", "clone", "--quiet", "--depth=1", course, "lora-course"]
+        subprocess.run(clone, check=True)
+    # --no-deps: Colab's torch and widgets stay
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
     subprocess.run([*pip, "--editable", "lora-course"{more}], check=True)
     os.chdir("lora-course/notebooks")
     sys.path.insert(0, os.path.dirname(os.getcwd()))
