@@ -29,7 +29,7 @@ class LoraLinear(nn.Module):
 
     def __init__(self, base: nn.Linear, r: int = 8, alpha: float = 16.0, scaling: str = "alpha"):
         super().__init__()
-        _check(base, r, scaling)
+        refuse_misfit(base, r, scaling)
         self.r, self.alpha, self.scaling = r, alpha, scaling
         self.scale = SCALING[scaling](alpha, r)
         self.enabled = True
@@ -59,7 +59,8 @@ class LoraLinear(nn.Module):
         return f"r={self.r}, alpha={self.alpha:g}, scaling={self.scaling!r}, scale={self.scale:g}"
 
 
-def _check(base: nn.Linear, r: int, scaling: str) -> None:
+def refuse_misfit(base: nn.Linear, r: int, scaling: str) -> None:
+    """Raise ValueError unless a rank-r update fits `base` and `scaling` is one of `SCALING`."""
     limit = min(base.in_features, base.out_features)
     if not 1 <= r <= limit:
         raise ValueError(f"rank r={r} does not fit a {base.in_features} -> {base.out_features} layer: use 1 to {limit}")
@@ -84,18 +85,21 @@ def apply_lora(
     """
     if any(isinstance(m, LoraLinear) for m in model.modules()):
         raise ValueError("this model already has LoRA layers: call remove_lora(model) or merge_lora(model) first")
-    linears = _linears(model, targets, skip)
+    linears = chosen_linears(model, targets, skip)
     for layer in linears.values():
-        _check(layer, r, scaling)  # all of them before the first is frozen
+        refuse_misfit(layer, r, scaling)  # all of them before the first is frozen
     wrapped = {path: LoraLinear(m, r, alpha, scaling) for path, m in linears.items()}
     model.requires_grad_(False)
     for path, layer in wrapped.items():
-        layer.A.requires_grad_(True), layer.B.requires_grad_(True)
+        layer.A.requires_grad_(True)
+        layer.B.requires_grad_(True)
         model.set_submodule(path, layer)
     return model
 
 
-def _linears(model, targets, skip) -> dict[str, nn.Linear]:
+def chosen_linears(model, targets, skip) -> dict[str, nn.Linear]:
+    """The linear layers that `targets` and `skip` of `apply_lora` choose, by module path. Raises ValueError for none."""
+
     def listed(names):  # one name may stand alone: as an iterable it would be its letters, and match nothing
         return (names,) if isinstance(names, str) else tuple(names)
 
@@ -104,7 +108,9 @@ def _linears(model, targets, skip) -> dict[str, nn.Linear]:
 
     named, skipped = () if targets is None or callable(targets) else listed(targets), listed(skip)
     wanted = targets if callable(targets) else lambda p: (targets is None or ends(p, named)) and not ends(p, skipped)
-    linears = _inside({path: m for path, m in model.named_modules() if isinstance(m, nn.Linear) and wanted(path)})
+    linears = refuse_lone_layer(
+        {path: m for path, m in model.named_modules() if isinstance(m, nn.Linear) and wanted(path)}
+    )
     if not linears:
         raise ValueError(f"no nn.Linear matches targets={targets!r}, skip={skip!r}")
     if idle := [name for name in named if not any(ends(path, (name,)) for path in linears)]:
@@ -112,7 +118,8 @@ def _linears(model, targets, skip) -> dict[str, nn.Linear]:
     return linears
 
 
-def _inside(layers):
+def refuse_lone_layer(layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """`layers` as they are; raises ValueError when the model itself is among them."""
     if "" in layers:  # its own path: nobody above holds it
         raise ValueError("the model is a single layer and cannot be replaced from within: use nn.Sequential(layer)")
     return layers
@@ -125,7 +132,7 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
 
 def remove_lora(model: nn.Module) -> nn.Module:
     """Take every wrapper off: the base exactly as it was, still frozen; returns the same model."""
-    for path, layer in _inside(lora_layers(model)).items():
+    for path, layer in refuse_lone_layer(lora_layers(model)).items():
         model.set_submodule(path, layer.base)
     return model
 
@@ -138,16 +145,17 @@ def merge_lora(model: nn.Module) -> nn.Module:
     Merging an unwrapped model changes nothing.
     Raises ValueError when an update is not finite; the model is then as it was.
     """
-    layers = _inside(lora_layers(model))
+    layers = refuse_lone_layer(lora_layers(model))
     for path, layer in layers.items():
         if not (layer.scale * (layer.A @ layer.B)).isfinite().all():
             raise ValueError(f"{path}: A @ B holds NaN or infinity, so nothing was merged: train at a lower rate")
     for path, layer in layers.items():
-        model.set_submodule(path, _merged(layer))
+        model.set_submodule(path, merged_linear(layer))
     return model
 
 
-def _merged(layer: LoraLinear) -> nn.Linear:
+def merged_linear(layer: LoraLinear) -> nn.Linear:
+    """A plain linear with a weight of its own: W + scale * (A @ B).T."""
     base, update = layer.base, layer.scale * (layer.A @ layer.B).T
     linear = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
     linear.weight = nn.Parameter(base.weight + update, requires_grad=False)

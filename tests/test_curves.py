@@ -1,8 +1,11 @@
 """The curves drawn in the browser, as far as Python holds them; tests/browser moves them."""
 
+import re
+
 import pytest
 from traitlets import TraitError
 
+from llm.course.figures.palette import COLOURS
 from llm.course.widgets.curves import Footprint, Savings
 
 
@@ -20,6 +23,12 @@ def test_the_page_gets_the_script_and_both_values():
     state = Savings(r=4, d=768).get_state()
     assert (state["r"], state["d"]) == (4, 768)
     assert state["curve"] == "savings" and "export default" in state["_esm"]
+
+
+def test_its_colours_are_the_palettes_and_the_script_has_none_of_its_own():
+    state = Savings().get_state()
+    assert state["colours"] == COLOURS and not re.search(r"#[0-9a-fA-F]{3,8}\b", state["_esm"])
+    assert set(re.findall(r'colour: "(\w+)"', state["_esm"])) == {"lora", "full"} <= COLOURS.keys()
 
 
 def test_the_footprint_has_the_bytes_it_is_given_and_refuses_what_has_no_place_on_the_axis():
