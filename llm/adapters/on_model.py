@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch.nn as nn
 
+from llm.adapters.fingerprints import fingerprint
 from llm.adapters.folder import CONFIG, TENSORS, Adapter, finite, read_adapter, write_adapter
 from llm.adapters.peft_config import suffixes, targeted
 from llm.errors import AdapterError
-from llm.adapters.fingerprints import fingerprint
 from llm.lora import SCALING, LoraLinear, lora_layers
 
 
