@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from llm.errors import SettingError, TextError
-from llm.text import corpora, download, own_files
+from llm.text import corpora, decoding, download
 from llm.text.batches import UNSEEN, Batch, batches, draw, endless, heldout_batches
 from llm.text.examples import Example, pad
 from llm.text.jsonl import read_rows
@@ -58,9 +58,9 @@ def load_dataset(data: str, tokenizer: Tokenizer = GPT2, context: int = 64, bloc
         text = corpora.load(data, tokenizer=tokenizer)
         return _text(text.train, text.heldout, window, download.sources()[data]["sha256"])
     path = Path(data)
-    raw = own_files.read(path, names())
+    raw = decoding.read(path, names())
     digest = hashlib.sha256(raw).hexdigest()
-    text = own_files.decode(path, raw)
+    text = decoding.decode(path, raw)
     if path.suffix == ".jsonl":
         return _completions(path, read_rows(path, text, tokenizer, limit), tokenizer, digest)
     ids = torch.tensor([*tokenizer.encode(text), tokenizer.end])
