@@ -54,9 +54,10 @@ unit: .venv/.test real
 browser: .venv/.test real
 	$(BIN)/python -m pytest tests/browser
 
+# a limit is for hangs, 20 minutes: slowness is no failure
 # strict: stored outputs must come out again, but for cells tagged nbval-ignore-output, whose claims are asserts
 notebooks: .venv/.test real
-	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout=300 --durations=10 $(NOTEBOOKS))
+	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout=1200 --nbval-kernel-startup-timeout=1200 --durations=10 $(NOTEBOOKS))
 
 # torch first, by its pin: asked for by another package it would bring CUDA along
 build/colab/.done: tests/colab/pins.txt constraints.txt
@@ -69,7 +70,7 @@ test-colab: build/colab/.done
 	build/colab/bin/python tests/colab/run.py
 
 refresh: real
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --NotebookClient.store_widget_state=False --NotebookClient.record_timing=False $(NOTEBOOKS)
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --NotebookClient.store_widget_state=False --NotebookClient.record_timing=False --NotebookClient.startup_timeout=1200 --NotebookClient.iopub_timeout=1200 $(NOTEBOOKS)
 
 # in one run, so that ratios hold on a machine whose speed drifts
 bench: .venv/.test real

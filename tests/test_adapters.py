@@ -6,7 +6,6 @@ import os
 import pickle
 import re
 import shutil
-import statistics
 import time
 import warnings
 from pathlib import Path
@@ -17,6 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from llm import bases
 from llm.adapters import fingerprint, inspect_adapter, load_adapter, save_adapter
 from llm.adapters.folder import CONFIG, STAGED, TENSORS
 from llm.errors import AdapterError
@@ -258,15 +258,21 @@ def test_three_adapters_swap_in_a_loop_and_each_answers_as_it_was_trained(tmp_pa
     assert torch.equal(remove_lora(model)(IDX), base()(IDX))
 
 
-def test_a_swap_on_the_13_7_m_model_takes_milliseconds(tmp_path):
-    model = apply_lora(GPT(), r=8)
+def test_a_swap_on_the_13_7_m_model_takes_a_small_part_of_what_loading_the_base_does(tmp_path):
+    bases.save(GPT(), tmp_path / "base")
+    model = apply_lora(bases.load(tmp_path / "base").model, r=8)
     save_adapter(model, tmp_path / "a")
-    seconds = []
-    for _ in range(7):
-        start = time.perf_counter()
-        load_adapter(model, tmp_path / "a")
-        seconds.append(time.perf_counter() - start)
-    assert statistics.median(seconds) < 0.05  # about 2 ms on a quiet machine
+
+    def quickest(action):
+        seconds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            action()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    swap, load = quickest(lambda: load_adapter(model, tmp_path / "a")), quickest(lambda: bases.load(tmp_path / "base"))
+    assert swap < load / 10  # 4 ms and 210 ms on two shared cores
 
 
 @pytest.mark.parametrize("other", [dict(r=2), dict(targets=["c_attn"])])

@@ -67,7 +67,7 @@ class Torchrun:
     def end(self):
         """The exit code; all that was printed is then in `events` and `err`."""
         self.events += [json.loads(line) for line in self.process.stdout]
-        code = self.process.wait(timeout=60)
+        code = self.process.wait(timeout=1200)  # against a hang
         self._errors.join()
         return code
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from llm.errors import TrainingError
 from llm.lora import lora_layers
 from llm.model import GPT, GPTConfig
 from llm.spectra import snapshot
+
+HANG = 20 * 60  # seconds
 
 
 @pytest.fixture
@@ -39,12 +42,11 @@ def click(lab, name):
     lab.buttons[name].click()
 
 
-async def until(condition, seconds=30):
-    for _ in range(int(seconds / 0.001)):
-        if condition():
-            return
+async def until(condition):
+    end = time.monotonic() + HANG
+    while not condition():
+        assert time.monotonic() < end, "never happened"
         await asyncio.sleep(0.001)
-    raise AssertionError("never happened")
 
 
 async def trained(lab):

