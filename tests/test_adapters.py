@@ -199,14 +199,23 @@ def test_a_scale_set_by_hand_is_the_scale_that_is_saved(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_goes_out_and_back_bit_for_bit(tmp_path, dtype):
+def test_over_a_half_precision_base_factors_go_out_and_back_in_float32_bit_for_bit(tmp_path, dtype):
+    model = tuned(model=base().to(dtype))
+    save_adapter(model, tmp_path / "a")
+    assert {t.dtype for t in load_file(tmp_path / "a" / TENSORS).values()} == {torch.float32}
+    loaded = load_adapter(base().to(dtype), tmp_path / "a")
+    assert {p.dtype for p in loaded.parameters()} == {dtype, torch.float32} and torch.equal(loaded(IDX), model(IDX))
+    wide = load_adapter(base(), tmp_path / "a")  # the same base in float32
+    assert torch.equal(wide.transformer.h[1].mlp.c_fc.A, model.transformer.h[1].mlp.c_fc.A)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_factors_that_somebody_has_cast_to_half_precision_are_kept_in_float32(tmp_path, dtype):
     model = tuned().to(dtype)
     save_adapter(model, tmp_path / "a")
-    assert load_file(tmp_path / "a" / TENSORS)[KEY_A].dtype == dtype
-    loaded = load_adapter(base().to(dtype), tmp_path / "a")
-    assert {p.dtype for p in loaded.parameters()} == {dtype} and torch.equal(loaded(IDX), model(IDX))
-    wide = load_adapter(base(), tmp_path / "a")  # a half-precision adapter on the same base in float32
-    assert torch.equal(wide.transformer.h[1].mlp.c_fc.A, model.transformer.h[1].mlp.c_fc.A.float())
+    assert {t.dtype for t in load_file(tmp_path / "a" / TENSORS).values()} == {torch.float32}
+    cast = load_adapter(tuned(seed=4).to(dtype), tmp_path / "a")
+    assert {p.dtype for p in cast.parameters()} == {dtype} and torch.equal(cast(IDX), model(IDX))
 
 
 def test_the_folder_holds_two_files_and_no_base_weight(tmp_path):
@@ -538,10 +547,9 @@ def test_a_rank_above_the_layer_s_size_is_refused(tmp_path):
     assert_refused(tmp_path / "p", "rank 17", base())
 
 
-def test_factors_too_large_for_half_precision_are_refused(folder):
+def test_factors_too_large_for_a_wrapper_that_was_cast_to_half_precision_are_refused(folder):
     edit_tensors(folder, _fill(1e6))
     load_adapter(base(), folder)
-    assert_refused(folder, "float32", base().half())
     assert_refused(folder, "float32", tuned().half())
 
 

@@ -1,5 +1,7 @@
 """The wrapper's promises: a start that changes nothing, merge, remove, disable, and refusals that touch nothing."""
 
+import copy
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +11,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+import torch.utils.checkpoint
 
 import llm.lora
 from llm.lora import SCALING, LoraLinear, apply_lora, lora_disabled, lora_layers, merge_lora, remove_lora
@@ -193,11 +196,33 @@ def test_skip_wins_over_targets():
     assert [path.split(".", 3)[3] for path in layers] == ["attn.c_proj", "attn.c_proj"]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_dtype_is_kept_by_wrapping_and_by_merging(dtype):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_a_base_keeps_its_dtype_and_trains_float32_factors_or_finer(dtype):
     model = tuned(base().to(dtype))
-    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {dtype}
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.promote_types(dtype, torch.float32)}
+    assert model(IDX).dtype == dtype and model.transformer.h[0].mlp.c_fc.weight.dtype == dtype
     assert {p.dtype for p in merge_lora(model).parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_over_a_16_bit_base_a_step_of_training_moves_every_entry_of_A(dtype):
+    model = tuned(base().to(dtype))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4, weight_decay=0.0)
+    before = [layer.A.detach().clone() for layer in lora_layers(model).values()]
+    F.cross_entropy(model(IDX).float().flatten(0, 1), IDX.roll(-1).flatten()).backward()
+    optimizer.step()
+    for old, layer in zip(before, lora_layers(model).values()):
+        assert layer.A.isfinite().all() and layer.B.isfinite().all()
+        assert (layer.A != old)[layer.A.grad != 0].float().mean() > 0.99
+
+
+def test_a_merge_over_a_16_bit_base_rounds_once():
+    model = tuned(base().bfloat16())
+    layer = model.transformer.h[0].mlp.c_fc
+    exact = layer.base.weight.float() + layer.scale * (layer.A @ layer.B).T
+    assert torch.equal(layer.weight, exact.bfloat16())
+    assert torch.equal(merge_lora(model).transformer.h[0].mlp.c_fc.weight, exact.bfloat16())
 
 
 def test_device_is_kept_by_wrapping_and_by_merging():
@@ -212,7 +237,7 @@ def test_a_bfloat16_model_runs_and_trains_wrapped():
     logits = model(IDX)
     assert logits.dtype == torch.bfloat16
     logits.float().square().mean().backward()
-    assert model.transformer.h[0].attn.c_attn.B.grad.dtype == torch.bfloat16
+    assert all(layer.B.grad.isfinite().all() and layer.B.grad.any() for layer in lora_layers(model).values())
 
 
 # refusals
@@ -248,7 +273,46 @@ def test_a_rank_that_is_no_whole_number_leaves_the_model_untouched(r):
 
 
 def test_a_model_without_linears_is_refused():
-    assert_refused(nn.Sequential(nn.LayerNorm(4)), apply_lora, "no nn.Linear matches")
+    assert_refused(nn.Sequential(nn.LayerNorm(4)), apply_lora, "no nn.Linear .* is made of LayerNorm$")
+    assert_refused(nn.Sequential(nn.ReLU()), apply_lora, "is made of nothing that has weights")
+
+
+@pytest.mark.parametrize("options", [{}, dict(targets=["c_attn"]), dict(targets=lambda path: "attn" in path)])
+def test_gpt_2_as_transformers_builds_it_is_refused_with_the_kind_of_its_layers_and_the_way_out(options):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=97, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    model = transformers.GPT2Model(config)  # without its head, which is a linear layer
+    assert_refused(model, lambda m: apply_lora(m, r=2, **options), r"made of Conv1D.*GPT\.from_pretrained")
+    model = transformers.GPT2LMHeadModel(config)
+    assert_refused(model, lambda m: apply_lora(m, r=2, **options), r"Conv1D.*GPT\.from_pretrained")
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [(lambda path: False, "chosen"), ("attention", "'attention'"), (["c_fc", "fc1"], "'fc1'"), ([], "chosen")],
+)
+def test_a_choice_that_finds_nothing_is_told_what_there_is_and_no_function(targets, said):
+    with pytest.raises(ValueError) as caught:
+        apply_lora(base(), r=2, targets=targets)
+    assert said in str(caught.value) and "c_attn, c_fc, c_proj, lm_head" in str(caught.value)
+    assert "<" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_packed_weights_are_refused_in_a_sentence_with_the_model_untouched(dtype):
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    model[1].weight = nn.Parameter(torch.zeros(128, 1, dtype=dtype), requires_grad=False)
+    assert_refused(model, apply_lora, f"Linear layer are packed as {str(dtype)[6:]}, .* load the model in float32")
+
+
+def test_a_model_inside_ddp_is_refused_because_its_factors_would_not_be_exchanged(alone_in_a_group):
+    model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(16, 16)))
+    assert_refused(model, apply_lora, "apply LoRA before it")
+
+
+@pytest.mark.parametrize("options", [dict(start="papers"), dict(dropout=1.0), dict(dropout=-0.1), dict(scaling="r")])
+def test_an_option_that_makes_no_sense_is_refused_with_the_model_untouched(options):
+    assert_refused(base(), lambda m: apply_lora(m, r=2, **options), str(next(iter(options.values()))))
 
 
 @pytest.mark.parametrize("call", [apply_lora, remove_lora, merge_lora])
@@ -442,3 +506,212 @@ def test_the_loss_counts_a_wrapped_head_and_trains_it():
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
     loss.backward()
     assert model.lm_head.A.grad.abs().sum() > 0
+
+
+# as an nn.Linear, wherever one may stand
+
+
+def test_a_wrapper_has_what_a_linear_has():
+    linear = nn.Linear(12, 20)
+    layer = LoraLinear(linear, r=2)
+    assert (layer.in_features, layer.out_features) == (12, 20)
+    assert layer.bias is linear.bias and layer.weight.shape == linear.weight.shape
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_wrapper_is_in_the_mode_of_its_base_and_takes_it_along(training):
+    layer = LoraLinear(nn.Linear(4, 4).train(training), r=2)
+    assert layer.training is training and layer.base.training is training
+    assert layer.train(not training).base.training is not training
+    model = apply_lora(base().train(training), r=2)
+    assert {m.training for m in model.modules()} == {training}
+
+
+def test_the_papers_start_is_the_chapters_draw_over_the_other_fan_in():
+    for wide, r in ((64, 4), (128, 8), (48, 1)):
+        torch.manual_seed(0)
+        chapter = LoraLinear(nn.Linear(wide, 16), r=r)
+        torch.manual_seed(0)
+        paper = LoraLinear(nn.Linear(wide, 16), r=r, start="paper")
+        assert torch.allclose(paper.A, chapter.A * (r / wide) ** 0.5, rtol=1e-6, atol=0)
+        theirs = nn.init.kaiming_uniform_(torch.empty(r, wide), a=math.sqrt(5))  # A as the paper's code stores it
+        assert paper.A.abs().max() <= theirs.new_tensor(wide**-0.5) and theirs.abs().max() <= wide**-0.5
+        assert paper.A.abs().max().item() == pytest.approx(wide**-0.5, rel=0.15)
+
+
+def test_dropout_thins_the_update_alone_and_in_training_alone():
+    torch.manual_seed(0)
+    model = tuned(nn.Sequential(nn.Linear(64, 16)), dropout=0.5, alpha=1.0)
+    layer, x = model[0], torch.randn(4096, 64)
+    still = model.eval()(x)
+    assert torch.equal(still, model(x))
+    model.train()
+    torch.manual_seed(1)
+    kept = F.dropout(x, 0.5)
+    torch.manual_seed(1)
+    assert torch.equal(model(x), layer.base(x) + layer.scale * (kept @ layer.A @ layer.B))
+    assert not torch.allclose(model(x), still) and torch.allclose(model(x).mean(0), still.mean(0), atol=0.05)
+    with lora_disabled(model):
+        assert torch.equal(model(x), layer.base(x))
+
+
+def test_no_dropout_draws_nothing():
+    layer = LoraLinear(nn.Linear(4, 4), r=2)
+    before = torch.random.get_rng_state()
+    layer(torch.ones(1, 4))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+class Twice(nn.Module):
+    """One linear layer at three places, two of them under one parent."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = self.again = nn.Linear(8, 8)
+        self.list = nn.ModuleList([self.up, nn.Linear(8, 8)])
+
+    def forward(self, x):
+        return self.list[1](self.list[0](self.again(self.up(x))))
+
+
+@pytest.mark.parametrize("targets", [None, "up", "again", ["list.0"]])
+def test_a_layer_that_stands_in_several_places_is_wrapped_at_all_of_them_as_one(targets):
+    model, x = Twice(), torch.randn(2, 8)
+    linear, plain = model.up, model(x)
+    tuned(model, targets=targets)
+    assert model.up is model.again is model.list[0] and type(model.up) is LoraLinear and model.up.base is linear
+    assert list(lora_layers(model)) == (["up", "list.1"] if targets is None else ["up"])
+    wrapped = model(x)
+    with lora_disabled(model):
+        assert torch.equal(model(x), plain)
+    merged = merge_lora(copy.deepcopy(model))
+    assert merged.up is merged.again is merged.list[0] and type(merged.up) is nn.Linear
+    assert torch.allclose(merged(x), wrapped, atol=1e-5)
+    assert remove_lora(model).again is linear is model.list[0] and torch.equal(model(x), plain)
+
+
+def test_a_block_that_is_used_twice_keeps_one_set_of_factors():
+    block = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    model = apply_lora(nn.Sequential(block, block), r=2)
+    assert list(lora_layers(model)) == ["0.0"] and type(model[1][0]) is LoraLinear
+    assert sum(p.requires_grad for p in model.parameters()) == 2
+
+
+def test_a_skipped_place_skips_the_layer():
+    assert list(lora_layers(apply_lora(Twice(), r=2, skip="again"))) == ["list.1"]
+
+
+def test_a_deep_copy_is_a_model_of_its_own():
+    model = tuned()
+    other, before = copy.deepcopy(model), model(IDX)
+    assert torch.equal(other(IDX), before)
+    with torch.no_grad():
+        for layer in lora_layers(other).values():
+            layer.A.zero_()
+    assert torch.equal(model(IDX), before) and not torch.equal(other(IDX), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_gives_the_dtype_it_gives_a_linear_and_float32_gradients(dtype):
+    model, x = tuned(nn.Sequential(nn.Linear(16, 16)).to(dtype)), torch.randn(4, 16, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(x)
+        assert y.dtype == model[0].base(x).dtype == torch.bfloat16
+    y.float().square().mean().backward()
+    assert model[0].A.grad.dtype == torch.float32 and model[0].A.grad.any() and model[0].B.grad.any()
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant, dropout):
+    torch.manual_seed(0)
+    model = tuned(nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 16)), dropout=dropout).train()
+    x = torch.randn(4, 16, requires_grad=True)
+
+    def gradients(run):
+        model.zero_grad()
+        torch.manual_seed(1)
+        run(x).square().mean().backward()
+        return [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+    plain = gradients(model)
+    again = gradients(lambda x: torch.utils.checkpoint.checkpoint(model, x, use_reentrant=use_reentrant))
+    assert all(g.any() for g in plain) and all(map(torch.equal, plain, again))
+
+
+# what others put around a model, and their names for its head
+
+
+@pytest.fixture
+def alone_in_a_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_compiled_model_is_wrapped_and_named_as_if_it_were_not():
+    model = base()
+    plain = list(lora_layers(apply_lora(base(), r=2)))
+    compiled = torch.compile(model, backend="eager")
+    before = compiled(IDX)
+    tuned(compiled)
+    assert list(lora_layers(compiled)) == list(lora_layers(model)) == plain
+    assert torch.allclose(compiled(IDX), model(IDX)) and not torch.allclose(compiled(IDX), before)
+    assert lora_layers(remove_lora(compiled)) == {} and torch.equal(compiled(IDX), before)
+
+
+@pytest.mark.parametrize("targets", [None, ["transformer.h.0.mlp.c_fc"]])
+def test_parts_that_are_compiled_keep_their_paths(targets):
+    model = base()
+    model.transformer.h[0] = torch.compile(model.transformer.h[0], backend="eager")
+    model.transformer.h[1].mlp.c_fc = torch.compile(model.transformer.h[1].mlp.c_fc, backend="eager")
+    wanted = lora_layers(tuned(base(), targets=targets))
+    assert list(lora_layers(tuned(model, targets=targets))) == list(wanted)
+    changed, plain = model(IDX), base()(IDX)
+    assert not torch.allclose(changed, plain)
+    assert torch.allclose(merge_lora(model)(IDX), changed, atol=1e-5) and lora_layers(model) == {}
+
+
+def test_around_a_wrapped_model_ddp_and_data_parallel_add_nothing_to_its_names(alone_in_a_group):
+    model = tuned()
+    names = list(lora_layers(model))
+    for around in (nn.parallel.DistributedDataParallel, nn.DataParallel, torch.compile):
+        assert list(lora_layers(around(model))) == names
+    assert list(lora_layers(torch.compile(nn.parallel.DistributedDataParallel(model)))) == names
+    own = nn.ModuleDict({"module": nn.Sequential(nn.Linear(8, 8))})  # a part that is only called so
+    assert list(lora_layers(apply_lora(own, r=2))) == ["module.0"]
+
+
+@pytest.mark.parametrize("name", ["head", "embed_out", "output_projection", "lm_head"])
+def test_a_head_is_what_the_model_says_is_its_head(name):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.fc = nn.Embedding(8, 8), nn.Linear(8, 8)
+            setattr(self, name, nn.Linear(8, 8))
+
+        def get_output_embeddings(self):
+            return getattr(self, name)
+
+    assert list(lora_layers(apply_lora(Model(), r=2))) == ["fc"]
+    assert list(lora_layers(apply_lora(nn.Sequential(Model()), r=2))) == ["0.fc"]
+    assert sorted(lora_layers(apply_lora(Model(), r=2, skip=()))) == sorted(["fc", name])
+    assert_refused(Model(), lambda m: apply_lora(m, r=2, targets=[name]), f"{name!r}, skipped ones aside")
+    assert list(lora_layers(apply_lora(Model(), r=2, targets=[name], skip=()))) == [name]
+
+
+def test_a_layer_that_is_tied_to_an_embedding_is_a_head_whatever_its_name():
+    model = nn.ModuleDict(dict(embed=nn.Embedding(8, 8), fc=nn.Linear(8, 8), unembed=nn.Linear(8, 8)))
+    model["unembed"].weight = model["embed"].weight
+    assert list(lora_layers(apply_lora(model, r=2))) == ["fc"]
+
+
+@pytest.mark.parametrize("kind", ["BioGpt", "GPTNeoX", "OPT", "Rwkv", "Llama"])
+def test_outside_the_blocks_of_a_transformers_model_nothing_is_wrapped(kind):
+    transformers = pytest.importorskip("transformers")
+    size = dict(vocab_size=97, hidden_size=32, num_hidden_layers=2, intermediate_size=48)
+    heads = {} if kind == "Rwkv" else dict(num_attention_heads=2)
+    config = getattr(transformers, f"{kind}Config")(**size, **heads)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    paths = list(lora_layers(apply_lora(model, r=2)))
+    assert paths and all("layers." in path or "blocks." in path for path in paths)

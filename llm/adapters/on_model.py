@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import torch.nn as nn
 
 from llm.adapters.fingerprints import fingerprint
@@ -71,7 +72,8 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
     alphas = {p: x.alpha if x.scaling == scaling and _regular(x) else x.scale * x.r for p, x in layers.items()}
     kinds = {path: (layer.r, alphas[path]) for path, layer in layers.items()}
     factors = {
-        path: tuple(t.detach().T.contiguous().cpu() for t in (layer.A, layer.B)) for path, layer in layers.items()
+        path: tuple(t.detach().T.to(_fine(t)).contiguous().cpu() for t in (layer.A, layer.B))
+        for path, layer in layers.items()
     }
     adapter = Adapter(kinds, scaling, sorted(layers), factors, fingerprint(model))
     for path in sorted(targeted(adapter.targets, _linears(dict(model.named_modules()), layers)) - layers.keys()):
@@ -101,9 +103,10 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     factors = {}
     for path, pair in adapter.factors.items():
         like = layers[path].A if layers else linears[path].weight
-        factors[path] = [t.to(like) for t in pair]
-        if not all(t.dtype == like.dtype or finite(new) for t, new in zip(pair, factors[path])):
-            raise AdapterError(f"{path}: the factors are too large for {like.dtype}: load the model in float32")
+        dtype = like.dtype if layers else _fine(like)
+        factors[path] = [t.to(like.device, dtype) for t in pair]
+        if not all(t.dtype == dtype or finite(new) for t, new in zip(pair, factors[path])):
+            raise AdapterError(f"{path}: the factors are too large for {dtype}: load the model in float32")
     for p in parameters:
         p.requires_grad_(False)
     for path, (A, B) in factors.items():
@@ -134,6 +137,11 @@ def inspect_adapter(folder: str | Path) -> AdapterInfo:
         bytes=sum(path.stat().st_size for name in (CONFIG, TENSORS) if (path := Path(folder) / name).exists()),
         fingerprint=adapter.fingerprint,
     )
+
+
+def _fine(like):
+    """float32, or the dtype of `like` where that is finer: 16 bits are too few to train in, and to keep."""
+    return torch.promote_types(like.dtype, torch.float32)
 
 
 def _linears(modules, layers):

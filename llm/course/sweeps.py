@@ -3,7 +3,6 @@
 A row is one run, described in full, and what it measured. A stopped sweep goes on where it was.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -11,14 +10,13 @@ from pathlib import Path
 from statistics import median
 
 import torch
-import torch.nn as nn
 
 from llm import files
 from llm.bases import load_base
 from llm.course.tasks import ARMS, answers, load_task, score, speeches
 from llm.errors import SettingError, TrainingError
 from llm.finetune.targets import targets_of
-from llm.lora import SCALING, apply_lora, lora_layers
+from llm.lora import SCALING, apply_lora
 from llm.paths import RESULTS
 from llm.text.batches import UNSEEN
 from llm.text.records import make_records
@@ -29,10 +27,7 @@ SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class Recipe:
-    """One fine-tune, described in full; method "lora" uses r to targets and start, the others do not.
-
-    start: A's spread, the chapter's (as in `LoraLinear`: fan-in r) or the paper's (fan-in of the layer).
-    """
+    """One fine-tune, described in full; method "lora" uses r to targets and start, the others do not."""
 
     task: str = "records"
     method: str = "lora"
@@ -98,9 +93,7 @@ def measure(run: Recipe) -> dict[str, float]:
     task, model = _task(run.task), load_base()
     before, knew = _start(run.task)
     if run.method == "lora":
-        apply_lora(model, run.r, run.alpha, run.scaling, targets=targets_of(run.targets))
-        if run.start == "paper":
-            paper_start(model)
+        apply_lora(model, run.r, run.alpha, run.scaling, targets=targets_of(run.targets), start=run.start)
     else:
         ARMS[run.method].prepare(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -119,17 +112,6 @@ def measure(run: Recipe) -> dict[str, float]:
 
 
 _task, _speeches = cache(load_task), cache(speeches)
-
-
-def paper_start(model: nn.Module) -> nn.Module:
-    """Give every A the spread 1 / sqrt(3 in) of the paper's code; returns the same model.
-
-    `kaiming_uniform_` takes a matrix's second size for the fan-in: the layer's inputs there, where A is stored as
-    (r, in), and r in `LoraLinear`, as in the chapter.
-    """
-    for layer in lora_layers(model).values():
-        layer.A.data *= math.sqrt(layer.r / layer.base.in_features)
-    return model
 
 
 @cache
