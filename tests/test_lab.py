@@ -1,17 +1,20 @@
 """The live lab, clicked in every order: it trains, stops, compares, saves, and nothing wedges it."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 import torch
+from ipywidgets.widgets.widget import _instances
 
 from llm.adapters import inspect_adapter
 from llm.course.tasks import Task
 from llm.course.widgets import lab as labs
 from llm.course.widgets.lab import Lab
-from llm.errors import TrainingError
+from llm.errors import SettingError, TrainingError
 from llm.lora import lora_layers
 from llm.model import GPT, GPTConfig
 from llm.spectra import snapshot
@@ -262,3 +265,143 @@ def test_clicks_that_come_on_another_thread_wait_for_the_step_and_spoil_nothing(
     alone = lab.trials[-1].heldout
     asyncio.run(trained(lab))
     assert lab.trials[-1].heldout == alone, "a step that an answer ran into would have trained on the bare base"
+
+
+def test_a_run_that_a_cell_awaits_while_another_is_under_way_is_a_sentence(lab):
+    async def go():
+        click(lab, "Train")
+        await lab.run()
+        assert "under way" in lab.status.value
+        await until(lambda: lab._job.done())
+
+    asyncio.run(go())
+    assert [trial.ended for trial in lab.trials] == ["done"]
+
+
+def test_train_and_stop_in_one_turn_of_the_loop_is_a_run_that_is_stopped(lab):
+    async def go():
+        click(lab, "Train")
+        click(lab, "Stop")
+        await until(lambda: lab._job.done())
+
+    asyncio.run(go())
+    assert [trial.ended for trial in lab.trials] == ["stopped"] and not lab.trials[0].seconds
+    assert "stopped before the first step" in lab.status.value
+
+
+def test_a_stop_that_nothing_heard_does_not_stop_the_next_run(lab):
+    async def go():
+        click(lab, "Stop")
+        await trained(lab)
+
+    asyncio.run(go())
+    assert lab.trials[0].ended == "done"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_reset_and_train_in_one_turn_is_a_fresh_run_from_the_base(lab, first):
+    async def go():
+        lab.controls["steps"].value = 2000
+        click(lab, "Train")
+        await until(lambda: len(lab.trials[0].seconds) >= first)
+        click(lab, "Reset")
+        lab.controls["steps"].value = 6
+        await trained(lab)
+
+    asyncio.run(go())
+    reset = lab.trials
+    asyncio.run(trained(lab))
+    assert [trial.ended for trial in reset] == ["done", "done"] and reset[0].heldout == reset[1].heldout
+
+
+def test_a_defect_shows_its_traceback_and_the_lab_goes_on(lab, monkeypatch, caplog):
+    real = labs.train
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("out of paper")
+        yield
+
+    monkeypatch.setattr(labs, "train", broken)
+    asyncio.run(trained(lab))
+    assert lab.trials[0].ended == "failed" and "RuntimeError: out of paper" in lab.status.value
+    assert "Traceback" in caplog.text and "out of paper" in caplog.text
+    with pytest.raises(RuntimeError, match="out of paper"):
+        asyncio.run(lab.run())
+    monkeypatch.setattr(labs, "train", real)
+    asyncio.run(trained(lab))
+    assert lab.trials[-1].ended == "done"
+
+
+def test_an_interrupt_in_a_measurement_leaves_the_plot_and_the_lab_usable(lab, monkeypatch):
+    real = labs.evaluate
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(labs, "evaluate", interrupted)
+    asyncio.run(trained(lab))
+    assert lab.trials[0].ended == "interrupted" and not lab.trials[0].at
+    monkeypatch.setattr(labs, "evaluate", real)
+    asyncio.run(trained(lab))
+    assert lab.trials[1].ended == "done"
+
+
+def test_a_value_error_that_is_not_ours_is_a_defect(lab, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ValueError("internals")
+
+    monkeypatch.setattr(labs, "evaluate", broken)
+    with pytest.raises(ValueError, match="internals"):
+        asyncio.run(lab.run())
+
+
+def test_a_task_that_there_is_not_is_refused_in_a_sentence():
+    with pytest.raises(SettingError, match='no task called "verse": choose records or shakespeare'):
+        Lab(GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16)), task="verse")
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_running_the_cell_again_frees_the_lab_before_with_its_model_and_widgets(lab, training):
+    def parts():
+        return len(_instances)
+
+    def another():
+        return Lab(GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16)))
+
+    async def go():
+        lab.close()
+        gc.collect()
+        before, old, out = parts(), another(), []
+        old.controls["steps"].value = 2000
+        job = None
+        if training:
+            click(old, "Train")
+            await until(lambda: old.trials[0].seconds)
+            job = old._job
+        model, widget = weakref.ref(old.model), weakref.ref(old)
+        out.append(old)  # as IPython's `Out` does
+        old = None
+        one = parts() - before
+        new = another()
+        if job:
+            await until(job.done)
+            del job
+        gc.collect()
+        assert model() is None and parts() - before == one
+        out.clear()
+        gc.collect()
+        assert widget() is None
+        new.close()
+        gc.collect()
+        assert parts() == before
+
+    asyncio.run(go())
+
+
+def test_a_lab_that_gave_way_says_so(lab, tmp_path):
+    asyncio.run(trained(lab))
+    Lab(GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16)))
+    for act in (lab.answer, lab.save, lab.reset, lambda: asyncio.run(lab.run())):
+        with pytest.raises(SettingError, match="a newer lab has taken the place of this one"):
+            act()
+    assert lab.trials[0].ended == "done"  # what it measured can still be read

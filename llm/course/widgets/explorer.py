@@ -6,6 +6,7 @@ Only what ipywidgets 7.7 and 8 share; a picture in an `Image`, never an `Output`
 """
 
 import html
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ import ipywidgets as widgets
 from matplotlib.figure import Figure
 
 from llm.course.figures import canvas
+
+_latest: dict[str, weakref.ref] = {}  # by kind, of widgets that hold something large
 
 
 class Explorer(widgets.VBox):
@@ -47,8 +50,34 @@ class Explorer(widgets.VBox):
             self.text.value = live(self._describe(found))
             self.image.value = canvas.png(self._figure)
 
+    def close(self) -> None:
+        """Let go of all widgets and of what they show."""
+        self._numbers = self._draw = self._describe = self._figure = None
+        close_parts(self)
+        super().close()
+
     def __repr__(self) -> str:  # what a reader without a kernel sees in its place
         return "(an interactive picture: run this cell to move it)"
+
+
+def take_the_place_of_the_last(kind: str, made: widgets.Box) -> None:
+    """Close the widget of this kind that was made before: its cell has run again.
+
+    ipywidgets' registry would keep that one for ever, and with it a model, or the updates of every layer.
+    """
+    if kind in _latest and (last := _latest[kind]()):
+        last.close()
+    _latest[kind] = weakref.ref(made)
+
+
+def close_parts(widget: widgets.Widget) -> None:
+    """Close what a widget is made of: its children, and each one's layout and style."""
+    for child in getattr(widget, "children", ()):
+        close_parts(child)
+        child.close()
+    for name in ("layout", "style"):
+        if isinstance(part := getattr(widget, name, None), widgets.Widget):
+            part.close()
 
 
 def live(text: str) -> str:

@@ -1,13 +1,13 @@
 """The live lab: choose, train, stop, compare, listen, save. Controls over `train`; no maths, no drawing of its own.
 
 Training runs on the event loop that the click came from and gives way after every step: Stop and other cells need no
-thread. JupyterLab may still bring two clicks on two threads, so what touches the model holds a lock.
+thread. JupyterLab may still bring two clicks on two threads, so what touches the model holds a lock, and whether to
+stop is asked of each run by itself: one that was reset can end while the next begins.
 """
 
 import asyncio
 import html
 import threading
-import weakref
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,7 +22,8 @@ from llm.bases import load_base
 from llm.course.figures import canvas, training
 from llm.course.sweeps import Recipe
 from llm.course.tasks import load_task, respond
-from llm.errors import CourseError
+from llm.course.widgets.explorer import close_parts, live, take_the_place_of_the_last
+from llm.errors import CourseError, SettingError
 from llm.finetune.targets import TARGETS, targets_of
 from llm.lora import SCALING, apply_lora, lora_disabled, lora_layers, remove_lora
 from llm.model import GPT
@@ -36,11 +37,10 @@ PROMPTS = {"records": make_records(1, seed=UNSEEN)[0].sentence, "shakespeare": "
 GIVE_WAY = 0.005  # seconds: a click needs several rounds of the loop to arrive, and a step is a hundred times as long
 EVERY = 5  # steps between two measurements, each about as long as a step
 
-_labs: "weakref.WeakSet[Lab]" = weakref.WeakSet()
 _task = cache(lambda name: load_task(name, limit=1))
 
 
-@dataclass
+@dataclass(eq=False)  # each run is itself, however alike two are
 class Trial:
     """One run on the plot: its settings, held-out losses at some steps (the base's at 0), seconds a step, its end."""
 
@@ -49,21 +49,23 @@ class Trial:
     heldout: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     ended: str = "training"
+    asked: bool = False  # to end after the step that it is in
 
 
 class Lab(widgets.VBox):
     """The lab as a widget. `await lab.run()` is what the Train button does; `.trials` holds what has been tried.
 
-    A new lab stops the one before it: two would fight over the processor.
+    A new lab takes the place of the one before it: two would fight over the processor, and each holds a model.
     """
 
     def __init__(self, base: GPT | None = None, folder: str | Path = "adapters/mine", task: str = "records"):
-        for other in list(_labs):
-            other.stop()
-        _labs.add(self)
-        self.model, self.trials, self._asked, self._figure = base or load_base().to(best_device()), [], False, None
+        self.trials, self._model, self._figure = [], None, None
         self._job: asyncio.Task | None = None
         self._lock = threading.RLock()  # held through a step, an answer, a save: none of them sees half of another
+        if task not in PROMPTS:
+            raise SettingError(f'there is no task called "{task}": choose {" or ".join(PROMPTS)}')
+        take_the_place_of_the_last("lab", self)
+        self._model = base or load_base().to(best_device())
         self.controls, self.buttons = _controls(task), {}
         for name, (act, tip) in {
             "Train": (self.start, "train a fresh adapter with these settings"),
@@ -99,24 +101,37 @@ class Lab(widgets.VBox):
         return "(the live lab: run this cell to use it)"
 
     @property
+    def model(self) -> GPT:
+        """The lab's own base, with the adapter of the latest run. Raises SettingError when the lab is closed."""
+        if self._model is None:
+            raise SettingError("a newer lab has taken the place of this one: use that, or run this cell again")
+        return self._model
+
+    @property
     def running(self) -> bool:
         return bool(self.trials) and self.trials[-1].ended == "training"
 
     def start(self) -> None:
         """Train in the background of the kernel; says so, and no more, when a run is under way."""
-        if self.running or self._job and not self._job.done():
-            return self._say("a run is under way: stop it first, or wait for its end")
-        self._job = asyncio.ensure_future(self.run())
+        loop = asyncio.get_running_loop()
+        if trial := self._new_trial():
+            self._job = loop.create_task(self._run(trial))
+            self._job.add_done_callback(lambda job: job.cancelled() or job.result())  # a defect shows its traceback
+
+    async def run(self) -> None:
+        """One run with the settings as they are now; what a person can put right is said in the status line."""
+        if trial := self._new_trial():
+            await self._run(trial)
 
     def stop(self) -> None:
         """Ask the run to end after the step that it is in."""
-        self._asked = True
         if not self.running:
-            self._say("nothing is training")
+            return self._say("nothing is training")
+        self.trials[-1].asked = True
 
     def reset(self) -> None:
         """Forget all runs; the base is as it was."""
-        self._asked = True
+        self._stop_all()
         with self._lock:
             remove_lora(self.model)
             self.trials.clear()
@@ -124,55 +139,84 @@ class Lab(widgets.VBox):
             self._say("ready: choose the settings and press Train")
             self._draw()
 
-    async def run(self) -> None:
-        """One run with the settings as they are now; what goes wrong is said in the status line, not raised."""
-        trial, self._asked = Trial(Recipe(**{name: control.value for name, control in self.controls.items()})), False
-        self.trials.append(trial)
+    def close(self) -> None:
+        """Stop, and let go of the model and of all widgets."""
+        self._stop_all()
+        self._model = None
+        close_parts(self)
+        super().close()
+
+    def _stop_all(self):
+        for trial in self.trials:
+            trial.asked = True
+
+    def _new_trial(self):
+        with self._lock:
+            if self.model and self.running:
+                return self._say("a run is under way: stop it first, or wait for its end")
+            self.trials.append(Trial(Recipe(**{name: control.value for name, control in self.controls.items()})))
+            self._say("reading the text and measuring the base")
+            return self.trials[-1]
+
+    async def _run(self, trial):
+        end = "stopped"  # by a Stop, a Reset, a newer lab, or a kernel that is shut down
         try:
-            await self._train(trial)
-        except (CourseError, ValueError) as error:
-            trial.ended = "failed"
+            end = await self._train(trial, self.model)
+        except CourseError as error:
+            end = "failed"
             self._say(str(error))
         except KeyboardInterrupt:
-            trial.ended = "interrupted"
+            end = "interrupted"
             self._say("interrupted: the adapter is that of the last whole step")
-        except asyncio.CancelledError:
-            trial.ended = "stopped"
+        except Exception as error:
+            end = "failed"
+            self._say(f"the run broke off with a {type(error).__name__}: {error}")
             raise
         finally:
+            trial.ended = end
             if trial in self.trials:  # else it was reset meanwhile
                 self._draw()
 
-    async def _train(self, trial):
+    async def _train(self, trial, model):
         run = trial.settings
-        self._say("reading the text and measuring the base")
         await asyncio.sleep(GIVE_WAY)
+        if trial.asked:
+            return self._conclude(trial)
         task = _task(run.task)
         with self._lock:
+            if trial.asked:
+                return self._conclude(trial)
             torch.manual_seed(run.seed)
-            apply_lora(remove_lora(self.model), run.r, run.alpha, run.scaling, targets=targets_of(run.targets))
+            try:
+                apply_lora(remove_lora(model), run.r, run.alpha, run.scaling, targets=targets_of(run.targets))
+            except ValueError as error:  # `lora.py` knows none of our errors
+                raise SettingError(str(error)) from None
             self.bar.max, self.bar.value = run.steps, 0
             self._measure(trial, 0, task.heldout)  # B is zero: this is the base
-        with closing(train(self.model, task.batches(run.seed), steps=run.steps, lr=run.lr)) as training:
-            while not self._asked:
-                with self._lock:
-                    if not (step := next(training, None)):
+        with closing(train(model, task.batches(run.seed), steps=run.steps, lr=run.lr)) as training:
+            while True:
+                with self._lock:  # once asked to end, the model may be another run's
+                    if trial.asked or not (step := next(training, None)):
                         break
                     self._note(trial, step)
                 await asyncio.sleep(GIVE_WAY)
-                if len(trial.seconds) % EVERY == 0 and not self._asked:
+                if len(trial.seconds) % EVERY == 0 and not trial.asked:
                     self._measure(trial, len(trial.seconds), task.heldout)
                     await asyncio.sleep(GIVE_WAY)
-        if trial not in self.trials:  # reset meanwhile
-            return
-        trial.ended = "stopped" if self._asked else "done"
-        self._say(f"{trial.ended} after {len(trial.seconds)} steps")  # at once; to measure takes another moment
-        if trial.at[-1] != len(trial.seconds):
-            self._measure(trial, len(trial.seconds), task.heldout)
-        self._draw()
-        change = f"held-out loss {trial.heldout[0]:.2f} -> {trial.heldout[-1]:.2f}"
-        self._say(f"{trial.ended} after {len(trial.seconds)} steps: {change}")
-        self.answer()
+        return self._conclude(trial)
+
+    def _conclude(self, trial):
+        end, steps = "stopped" if trial.asked else "done", len(trial.seconds)
+        if trial not in self.trials or self._model is None:  # reset or closed meanwhile
+            return end
+        self._say(f"{end} after {steps} steps" if steps else "stopped before the first step")  # at once: to measure
+        if steps:  # takes another moment
+            if trial.at[-1] != steps:
+                self._measure(trial, steps, _task(trial.settings.task).heldout)
+            change = f"held-out loss {trial.heldout[0]:.2f} -> {trial.heldout[-1]:.2f}"
+            self._say(f"{end} after {steps} steps: {change}")
+            self.answer()
+        return end
 
     def _note(self, trial, step):
         trial.seconds.append(step.seconds)
@@ -183,9 +227,9 @@ class Lab(widgets.VBox):
 
     def _measure(self, trial, step, heldout):
         with self._lock:
-            trial.at.append(step), trial.heldout.append(evaluate(self.model, heldout))
-        if trial in self.trials:
-            self._draw()
+            loss = evaluate(self.model, heldout)
+            trial.at.append(step), trial.heldout.append(loss)  # both or, after an interrupt, none
+        self._draw()
 
     def answer(self) -> None:
         """The base and the adapter go on from the prompt, with one seed."""
@@ -201,12 +245,12 @@ class Lab(widgets.VBox):
 
     def save(self) -> None:
         """Write the adapter as it is now, between two steps if need be."""
-        folder = self.folder.value.strip()
+        model, folder = self.model, self.folder.value.strip()
         if not folder:
             return self._say("name a folder for the adapter")
         try:
             with self._lock:
-                save_adapter(self.model, folder)
+                save_adapter(model, folder)
         except (CourseError, OSError) as error:
             return self._say(str(error))
         info = inspect_adapter(folder)
@@ -217,7 +261,7 @@ class Lab(widgets.VBox):
             self.prompt.value = PROMPTS[change["new"]]
 
     def _say(self, text):
-        self.status.value = f'<div role="status" aria-live="polite">{html.escape(text)}</div>'
+        self.status.value = live(text)
 
     def _draw(self):
         with canvas.DRAWING:
