@@ -46,10 +46,48 @@ def assert_same_loss_and_gradients(hidden, weight, targets):
 
 def test_the_path_under_test_is_the_one_that_runs(path, monkeypatch):
     ran = []
-    for name in ("_library", "_chunked"):
-        monkeypatch.setattr(loss, name, lambda *args, name=name: ran.append(name))
+    monkeypatch.setattr(loss, "_library", lambda *args: ran.append("library"))
+    monkeypatch.setattr(loss._Chunked, "apply", lambda *args: ran.append("fallback"))
     next_token_loss(*problem(5))
-    assert ran == [{"library": "_library", "fallback": "_chunked"}[path]]
+    assert ran == [path]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_the_loss_is_float32_or_finer_and_its_gradients_are_as_what_they_are_of(dtype):
+    exact = [t.detach().to(dtype) for t in problem(600, masked=40)]
+    hidden, weight = exact[0].requires_grad_(True), exact[1].requires_grad_(True)
+    targets = exact[2].long()
+    found = next_token_loss(hidden, weight, targets)
+    mine = torch.autograd.grad(found, (hidden, weight))
+    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    assert [g.dtype for g in mine] == [dtype, dtype]
+    truth = plain(hidden.double(), weight.double(), targets)
+    theirs = torch.autograd.grad(truth, (hidden, weight))
+    # logits are products in the dtype: what is lost is theirs, not the mean's
+    assert abs(found.item() - truth.item()) < {2: 2e-3, 4: 1e-5, 8: 1e-12}[dtype.itemsize]
+    for one, other in zip(mine, theirs):
+        bound = {2: 2e-2, 4: 1e-5, 8: 1e-12}[dtype.itemsize]
+        assert (one.double() - other.double()).norm() <= bound * other.double().norm()
+
+
+def test_a_second_derivative_is_refused_and_not_wrong():
+    hidden, weight, targets = problem(20)
+    (first,) = torch.autograd.grad(next_token_loss(hidden, weight, targets) ** 2, hidden, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(first.sum(), weight)
+
+
+def test_without_gradients_none_are_worked_out():
+    hidden, weight, targets = problem(8 * CHUNK, vocab=1009)
+
+    def products():
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            next_token_loss(hidden, weight, targets)
+        return sum(event.name.startswith(("aten::mm", "aten::addmm")) for event in seen.events())
+
+    with_gradients = products()
+    with torch.no_grad():
+        assert products() == 8 < with_gradients
 
 
 @pytest.mark.parametrize("tokens", [1, 7, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 13])
@@ -146,8 +184,8 @@ def test_what_waits_for_the_backward_is_no_logits():
 
 def test_masked_positions_are_dropped_before_they_are_projected(path, monkeypatch):
     seen = []
-    name = {"library": "_library", "fallback": "_chunked"}[path]
-    original = getattr(loss, name)
-    monkeypatch.setattr(loss, name, lambda h, w, t: seen.append(len(h)) or original(h, w, t))
+    owner, name = {"library": (loss, "_library"), "fallback": (loss._Chunked, "apply")}[path]
+    original = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda h, *rest: seen.append(len(h)) or original(h, *rest))
     next_token_loss(*problem(50, masked=30))
     assert seen == [20]

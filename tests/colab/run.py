@@ -1,5 +1,7 @@
 """Run each notebook as Colab would: alone in an empty folder, on Colab's versions, the course fetched by its first cell.
 
+torch alone is newer here: what Colab's lacks is taken away in `stand_in/sitecustomize.py`.
+
 Called by `make test-colab` with the Python of an environment made from pins.txt.
 """
 
@@ -28,7 +30,12 @@ def run(path, address):
     first = next(cell for cell in notebook.cells if "bootstrap" in cell.metadata.get("tags", []))
     assert first.source.count(address) == 1, f"{path.name}: the first cell does not clone from {address}"
     first.source = first.source.replace(address, ROOT.as_uri())
-    notebook.cells.append(nbformat.v4.new_code_cell("import llm, os; print(os.path.realpath(llm.__path__[0]))"))
+    last = (
+        "import llm, os, torch\n"
+        "assert not hasattr(torch.nn.functional, 'linear_cross_entropy')\n"
+        "print(os.path.realpath(llm.__path__[0]))"
+    )
+    notebook.cells.append(nbformat.v4.new_code_cell(last))
     with tempfile.TemporaryDirectory() as empty:
         patient = dict(timeout=1200, startup_timeout=1200, iopub_timeout=1200)  # against a hang: slowness is no failure
         resources = {"metadata": {"path": empty}}
