@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import html
 import threading
 import time
 import weakref
@@ -15,7 +16,8 @@ from llm.course.tasks import Task
 from llm.course.widgets import lab as labs
 from llm.course.widgets.lab import Lab
 from llm.errors import SettingError, TrainingError
-from llm.lora import lora_layers
+from llm.finetune.verdict import verdict
+from llm.lora import START, lora_layers
 from llm.model import GPT, GPTConfig
 from llm.spectra import snapshot
 
@@ -405,3 +407,32 @@ def test_a_lab_that_gave_way_says_so(lab, tmp_path):
         with pytest.raises(SettingError, match="a newer lab has taken the place of this one"):
             act()
     assert lab.trials[0].ended == "done"  # what it measured can still be read
+
+
+def test_a_run_ends_with_what_its_curve_means_and_what_to_try_next(lab):
+    async def go():
+        for lr, steps in ((1e-4, 12), (1e-1, 12), (1e-1, 6)):
+            lab.controls["lr"].value, lab.controls["steps"].value = lr, steps
+            await trained(lab)
+            said.append(lab.status.value)
+
+    said = []
+    asyncio.run(go())
+    cold, found, short = said
+    assert "done after 12 steps: the held-out loss hardly moved" in cold and "try three to ten times the rate" in cold
+    meant = verdict(list(zip(lab.trials[1].at, lab.trials[1].heldout)), lab.trials[1].losses)
+    assert html.escape(f"done after 12 steps: {meant.sentence}; {meant.try_next}") in found
+    assert "too few steps to judge" in short
+    assert "too cold" in lab.table.value and meant.kind in lab.table.value
+
+
+def test_as_start_is_a_setting_too(lab):
+    async def go():
+        for start in START:
+            lab.controls["start"].value = start
+            await trained(lab)
+
+    asyncio.run(go())
+    assert [trial.settings.start for trial in lab.trials] == list(START)
+    assert lab.trials[0].heldout[1:] != lab.trials[1].heldout[1:]
+    assert all(f">{start}</td>" in lab.table.value for start in START)

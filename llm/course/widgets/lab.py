@@ -25,7 +25,8 @@ from llm.course.tasks import load_task, respond
 from llm.course.widgets.explorer import close_parts, live, take_the_place_of_the_last
 from llm.errors import CourseError, SettingError
 from llm.finetune.targets import TARGETS, targets_of
-from llm.lora import SCALING, apply_lora, lora_disabled, lora_layers, remove_lora
+from llm.finetune.verdict import verdict
+from llm.lora import SCALING, START, apply_lora, lora_disabled, lora_layers, remove_lora
 from llm.model import GPT
 from llm.text.batches import UNSEEN
 from llm.text.records import make_records
@@ -35,6 +36,7 @@ RANKS = (1, 2, 4, 8, 16, 32, 64)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 PROMPTS = {"records": make_records(1, seed=UNSEEN)[0].sentence, "shakespeare": "The people of the United States,"}
 GIVE_WAY = 0.005  # seconds: a click needs several rounds of the loop to arrive, and a step is a hundred times as long
+JUDGED = 10  # steps: before, the rate has not reached its height, and a curve means nothing yet
 EVERY = 5  # steps between two measurements, each about as long as a step
 
 _task = cache(lambda name: load_task(name, limit=1))
@@ -42,12 +44,17 @@ _task = cache(lambda name: load_task(name, limit=1))
 
 @dataclass(eq=False)  # each run is itself, however alike two are
 class Trial:
-    """One run on the plot: its settings, held-out losses at some steps (the base's at 0), seconds a step, its end."""
+    """One run on the plot: its settings and its end, and what was measured.
+
+    heldout: losses at the steps `at`, the base's at 0; losses, seconds: of each training step; meant: its curve in a word.
+    """
 
     settings: Recipe
     at: list[int] = field(default_factory=list)
     heldout: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    meant: str = ""
     ended: str = "training"
     asked: bool = False  # to end after the step that it is in
 
@@ -188,7 +195,7 @@ class Lab(widgets.VBox):
                 return self._conclude(trial)
             torch.manual_seed(run.seed)
             try:
-                apply_lora(remove_lora(model), run.r, run.alpha, run.scaling, targets=targets_of(run.targets))
+                apply_lora(remove_lora(model), run.r, run.alpha, run.scaling, targets_of(run.targets), start=run.start)
             except ValueError as error:  # `lora.py` knows none of our errors
                 raise SettingError(str(error)) from None
             self.bar.max, self.bar.value = run.steps, 0
@@ -213,13 +220,12 @@ class Lab(widgets.VBox):
         if steps:  # takes another moment
             if trial.at[-1] != steps:
                 self._measure(trial, steps, _task(trial.settings.task).heldout)
-            change = f"held-out loss {trial.heldout[0]:.2f} -> {trial.heldout[-1]:.2f}"
-            self._say(f"{end} after {steps} steps: {change}")
+            self._say(f"{end} after {steps} steps: {_meaning(trial)}")
             self.answer()
         return end
 
     def _note(self, trial, step):
-        trial.seconds.append(step.seconds)
+        trial.losses.append(step.loss), trial.seconds.append(step.seconds)
         self.bar.value = done = step.index + 1
         a_step = median(trial.seconds)
         left = f"{(trial.settings.steps - done) * a_step:.0f} s left"
@@ -278,20 +284,30 @@ def _controls(task):
         "r": pick("rank r", RANKS, Recipe.r),
         "alpha": widgets.BoundedFloatText(Recipe.alpha, min=0.0, max=256.0, description="alpha"),
         "scaling": pick("scale", list(SCALING), Recipe.scaling),
+        "start": pick("A's start", list(START), Recipe.start),
         "targets": pick("targets", list(TARGETS), Recipe.targets),
         "lr": pick("rate", [(f"{rate:g}", rate) for rate in RATES], Recipe.lr),
         "steps": widgets.BoundedIntText(40, min=1, max=2000, description="steps"),
     }
 
 
+def _meaning(trial):
+    """What the curve means and what to try next, in a sentence; the word for it stays with the run."""
+    if len(trial.losses) < JUDGED:
+        return f"held-out loss {trial.heldout[0]:.2f} -> {trial.heldout[-1]:.2f}, too few steps to judge"
+    found = verdict(list(zip(trial.at, trial.heldout)), trial.losses)
+    trial.meant = found.kind
+    return f"{found.sentence}; {found.try_next}"
+
+
 def _table(trials):
     def row(cells, tag="td"):
         return "<tr>" + "".join(f'<{tag} style="padding: 0 10px">{cell}</{tag}>' for cell in cells) + "</tr>"
 
-    shown = ("task", "r", "alpha", "scaling", "targets", "lr", "steps")
-    rows = [row(("run", *shown, "base", "held-out", "s a step", "end"), "th")]
+    shown = ("task", "r", "alpha", "scaling", "start", "targets", "lr", "steps")
+    rows = [row(("run", *shown, "base", "held-out", "s a step", "end", "curve"), "th")]
     for i, t in enumerate(trials, 1):
         measured = (f"{y:.2f}" for y in (t.heldout[0], t.heldout[-1])) if t.heldout else ("", "")
         a_step = f"{median(t.seconds):.2f}" if t.seconds else ""
-        rows.append(row((i, *(getattr(t.settings, name) for name in shown), *measured, a_step, t.ended)))
+        rows.append(row((i, *(getattr(t.settings, name) for name in shown), *measured, a_step, t.ended, t.meant)))
     return f"<table>{''.join(rows)}</table>" if trials else ""
