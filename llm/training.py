@@ -105,7 +105,8 @@ def train(
 
     lr: the peak rate, or a function of the parameter's name. optimizer and start resume an earlier run.
     loss: how a model that somebody else wrote is graded (`bases.Base.loss`).
-    Raises TrainingError before a step whose loss or gradient is not finite would reach the weights.
+    Raises TrainingError when a step's loss, gradient or update is not finite; the weights are then those of the step
+    before.
     """
     optimizer = optimizer or make_optimizer(model, lr, weight_decay)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -126,7 +127,16 @@ def train(
                     f"the loss is {value.item():g} at step {index}: lower the learning rate or look for bad values in "
                     "the data; the weights are those of the step before"
                 )
+            coarse = {p: p.detach().clone() for p in parameters if p.element_size() < 4}
             optimizer.step()
+            if not all(p.isfinite().all() for p in coarse):  # AdamW's eps of 1e-8 is 0 in float16
+                with torch.no_grad():
+                    for p, old in coarse.items():
+                        p.copy_(old)
+                raise TrainingError(
+                    f"the update of step {index} is not finite: what trains is in 16 bits, too few for the optimizer: "
+                    "load the model in float32; the weights are those of the step before"
+                )
             yield Step(index, value.item(), optimizer.param_groups[0]["lr"], time.perf_counter() - began, x.numel())
     finally:
         model.train(was_training)

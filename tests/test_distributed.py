@@ -1,6 +1,7 @@
 """Two processes take the steps of one; when one of them dies the run ends with a sentence and nothing is lost."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.profiler import ProfilerActivity, profile
 
 from llm.adapters import inspect_adapter
 from llm.adapters.folder import TENSORS
@@ -21,6 +23,7 @@ from llm.finetune.resume import resume
 from llm.finetune.run import RESUME, begin, together
 from llm.finetune.settings import Settings
 from llm.finetune.torchrun import ALONE, Group, guarded, join
+from llm.lora import apply_lora
 from llm.loss import IGNORE
 from llm.model import GPT, GPTConfig
 from llm.training import own_loss
@@ -116,6 +119,24 @@ def test_two_processes_give_the_adapter_of_one_on_the_same_batches_and_one_of_th
     assert sorted(p.name for p in (tmp_path / "two").iterdir()) == sorted(p.name for p in (tmp_path / "one").iterdir())
 
 
+def test_only_the_gradients_of_A_and_B_travel(tmp_path):
+    model = apply_lora(GPT(GPTConfig(vocab_size=97, block_size=16, n_layer=1, n_head=2, n_embd=16)), r=2)
+    model.register_buffer("rotary", torch.ones(1000))
+    factors = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    x = torch.randint(97, (4, 8))
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+            loss = Group(0, 2).loss(model, own_loss)
+            for _ in range(3):
+                loss(model, x, x).backward()
+    finally:
+        dist.destroy_process_group()
+    sent = [(e.name, sum(map(math.prod, e.input_shapes))) for e in seen.events() if e.name.startswith("gloo:")]
+    assert sum(n for name, n in sent if name == "gloo:broadcast") < 16  # DDP's notes on its buckets
+    assert sum(n for name, n in sent if name == "gloo:all_reduce") == 3 * factors
+
+
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds its processes in /proc")
 def test_when_one_process_is_killed_the_run_says_so_and_goes_on_from_the_last_checkpoint(data, tiny, tmp_path):
     with Torchrun(*argv(data, tiny, tmp_path / "two", NEVER), "--every", 2) as run:
@@ -151,7 +172,7 @@ def test_when_one_process_is_killed_the_run_says_so_and_goes_on_from_the_last_ch
 
 @pytest.mark.parametrize(("size", "rows"), [(2, 2), (2, 5), (3, 4)])
 def test_the_processes_gradients_average_to_the_whole_batchs_however_the_tokens_lie(monkeypatch, size, rows):
-    monkeypatch.setattr(torchrun, "DistributedDataParallel", lambda module: module)
+    monkeypatch.setattr(torchrun, "DistributedDataParallel", lambda module, **options: module)
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=97, block_size=8, n_layer=1, n_head=2, n_embd=16))
     x = torch.randint(97, (rows, 8))
@@ -184,18 +205,19 @@ def test_processes_that_differ_in_settings_text_base_or_step_do_not_begin(data, 
 
     def changed(change):
         def other(value):
-            settings, digests, done = value[1]
-            return None, change(dict(settings), dict(digests), done)
+            settings, digests, done, drawn = value[1]
+            return None, change(dict(settings), dict(digests), done, drawn)
 
         return other
 
-    group = heard(monkeypatch, changed(lambda s, d, n: (s, d, n)))
+    group = heard(monkeypatch, changed(lambda s, d, n, f: (s, d, n, f)))
     assert together(make, group).done == 0
     for change in (
-        lambda s, d, n: (s | dict(lr=0.5), d, n),
-        lambda s, d, n: (s, d | dict(data="another"), n),
-        lambda s, d, n: (s, d | dict(base="another"), n),
-        lambda s, d, n: (s, d, n + 1),
+        lambda s, d, n, f: (s | dict(lr=0.5), d, n, f),
+        lambda s, d, n, f: (s, d | dict(data="another"), n, f),
+        lambda s, d, n, f: (s, d | dict(base="another"), n, f),
+        lambda s, d, n, f: (s, d, n + 1, f),
+        lambda s, d, n, f: (s, d, n, "another A"),
     ):
         group = heard(monkeypatch, changed(change))
         with pytest.raises(RunError, match="^the processes differ in settings, text or base: start all of them with"):
@@ -246,5 +268,12 @@ def test_what_is_wrong_is_said_once(data, tiny, tmp_path):
     with Torchrun(*argv(data, tiny, tmp_path / "two", 3), "--targets", "nothing") as run:
         assert run.end() not in (0, None)
     said = [line for line in "".join(run.err).splitlines() if line.startswith("error: ")]
-    assert said == ["error: no nn.Linear matches targets=['nothing'], skip=('lm_head',)"] and not run.events
+    assert (
+        said
+        == [
+            "error: no nn.Linear matches the target 'nothing', skipped ones aside: this model's linear layers are called "
+            "c_attn, c_fc, c_proj, lm_head"
+        ]
+        and not run.events
+    )
     assert not (tmp_path / "two").exists()

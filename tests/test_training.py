@@ -333,3 +333,18 @@ def test_a_device_that_the_machine_has_not_is_one_sentence_with_those_it_has(mon
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(SettingError, match=f"^there is no device '{said}' here: choose one of cpu$"):
         best_device(said)
+
+
+def test_a_step_whose_update_is_not_finite_is_never_told_as_good_and_is_taken_back():
+    model = tiny().half()  # AdamW's eps is 0 in float16
+    before = weights(model)
+    with pytest.raises(TrainingError, match="step 0 is not finite.*float32; the weights are those of the step before$"):
+        next(train(model, stream(), steps=4, lr=1e-3))
+    assert not moved(model, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_lora_trains_on_a_16_bit_base(dtype):
+    model = apply_lora(tiny().to(dtype), r=2)
+    assert len(list(train(model, stream(), steps=4, lr=1e-3))) == 4
+    assert all(p.isfinite().all() for p in model.parameters())

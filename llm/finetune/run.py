@@ -123,7 +123,7 @@ def together(make: Callable[[], Run], group: Group) -> Run:
         run = make()
     except (CourseError, OSError) as error:
         problem = str(error)
-    mine = problem, run and (asdict(run.settings) | dict(data="", base=""), run.digests, run.done)
+    mine = problem, run and (asdict(run.settings) | dict(data="", base=""), run.digests, run.done, _drawn(run))
     problems, runs = zip(*guarded(group.gather, mine))
     for rank, said in enumerate(problems):
         if said:
@@ -131,6 +131,12 @@ def together(make: Callable[[], Run], group: Group) -> Run:
     if any(other != runs[0] for other in runs):
         raise RunError("the processes differ in settings, text or base: start all of them with the same")
     return run
+
+
+def _drawn(run):
+    """A digest of A and B: they are drawn in each process, and are not sent."""
+    factors = [p.detach().cpu().numpy().tobytes() for p in run.base.model.parameters() if p.requires_grad]
+    return hashlib.sha256(b"".join(factors)).hexdigest()
 
 
 def prepare(settings: Settings, out: Path, device: str = "cpu", group: Group = ALONE) -> Run:

@@ -33,7 +33,9 @@ class Group:
         """
         if self.size == 1:
             return loss
-        wrapped = DistributedDataParallel(_Loss(model, loss))
+        # `together` has seen that the bases are the same, and each process draws the same A: nothing of them has to travel
+        buffers = "broadcast_buffers" if torch.__version__ < "2.13" else "forward_sync_buffers"
+        wrapped = DistributedDataParallel(_Loss(model, loss), init_sync=False, **{buffers: False})
 
         def share(model, x, y):
             mine = slice(self.rank, None, self.size)
