@@ -2,12 +2,14 @@
 
 import json
 import pickle
+import re
 import zipfile
 from dataclasses import asdict, replace
 from itertools import count
 
 import pytest
 import torch
+import torch.nn as nn
 from safetensors.torch import load_file
 
 from llm import bases, files
@@ -113,6 +115,23 @@ def test_targets_are_parts_of_a_block_or_names_in_gpt2_and_llama_alike():
         assert [path for path in paths if targets_of("mlp")(path)] == paths[2:]
     assert targets_of("all") is None and targets_of("c_attn, mlp.c_fc") == ["c_attn", "mlp.c_fc"]
     assert not targets_of("attention")("lm_head") and not targets_of("mlp")("lm_head")
+
+
+@pytest.mark.parametrize(
+    "kind", ["GPTNeoX", "OPT", "Bloom", "Falcon", "GPTJ", "GPTNeo", "Phi", "Qwen2", "BioGpt", "XGLM"]
+)
+def test_in_other_families_too_a_block_is_attention_and_mlp(kind):
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{kind}Config")()
+    with torch.device("meta"):
+        model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    linears = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and re.search(r"\.\d+\.", name)]
+    found = [[targets_of(word)(path) for word in ("attention", "mlp")] for path in linears]
+    assert all(sum(one) == 1 for one in found) and found
+    assert {path.split(".")[-1] for path, (attention, _) in zip(linears, found) if not attention} <= {
+        *("dense_h_to_4h", "dense_4h_to_h", "fc1", "fc2", "fc_in", "fc_out", "c_fc", "c_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
+    }
 
 
 @pytest.mark.parametrize(("said", "count"), [("attention", 2), ("mlp", 2), ("all", 4), ("c_attn", 1)])

@@ -1,14 +1,19 @@
 """What the words for targets mean, on the command line, in the lab and in the sweeps: which layers LoRA wraps."""
 
+import re
 from collections.abc import Callable
 
-# by the names that GPT-2 and Llama give to a linear layer's part; None is every linear but the head
-TARGETS = {"all": None, "attention": (".attn.", ".self_attn."), "mlp": (".mlp.",)}
+# a part of the layer's path that is, or has in it; None is every linear but the head
+TARGETS = {
+    "all": None,
+    "attention": r"attn|attention|^att$",  # GPT-2's attn, Llama's self_attn, Pythia's attention
+    "mlp": r"mlp|ffn|feed_?forward|^ff$|^fc\d$|moe|experts",  # OPT has fc1 and fc2 in the block itself
+}
 
 
 def targets_of(said: str) -> Callable[[str], bool] | list[str] | None:
     """A word of `TARGETS`, or names of linear layers with commas between them, as `apply_lora` takes targets."""
     if said not in TARGETS:
         return [name.strip() for name in said.split(",")]
-    parts = TARGETS[said]
-    return parts and (lambda path: any(part in f".{path}" for part in parts))
+    pattern = TARGETS[said]
+    return pattern and (lambda path: any(re.search(pattern, part, re.IGNORECASE) for part in path.split(".")))
