@@ -430,7 +430,7 @@ CONFIGS = {
     "targets an object": (dict(target_modules={"c_attn": 1}), "target_modules"),
     "targets with an empty name": (dict(target_modules=["", "c_attn"]), "target_modules"),
     "a pattern that is none": (dict(target_modules="(c_attn"), "pattern"),
-    "a pattern that matches nothing": (dict(target_modules="all-linear"), "does not name"),
+    "a pattern that matches nothing": (dict(target_modules="all_linear"), "does not name"),
     "a target too many": (dict(target_modules=["c_attn", "c_proj", "c_fc", "lm_head"]), "lacks the factors of lm_head"),
     "a target too few": (dict(target_modules=["c_attn", "c_proj"]), "mlp.c_fc, which .* not name"),
     "a path that is not there": (dict(target_modules=["c_attn", "c_proj", "c_fc", "q_proj"]), "'q_proj', which is no"),
@@ -452,7 +452,7 @@ CONFIGS = {
     "a rank pattern that is none": (dict(rank_pattern={"c_attn)|(c_fc": 3}), "rank_pattern.*valid"),
     "an alpha pattern that is none": (dict(alpha_pattern={"c_attn[": 3}), "alpha_pattern.*valid"),
     "patterns beyond number": (dict(rank_pattern={f"c_attn{i}": 3 for i in range(99999)}), "no more than 9,999"),
-    "some layers": (dict(layers_to_transform=[0]), "layers_to_transform"),
+    "some layers": (dict(layers_to_transform=[0]), "factors for transformer.h.1"),
     "PiSSA": (dict(init_lora_weights="pissa"), "pissa"),
     "an option of tomorrow": (dict(use_whatever={"a": 1}), "use_whatever"),
 }

@@ -349,8 +349,6 @@ MADE = {
     "token embeddings": (dict(trainable_token_indices=[1, 2]), "trainable_token_indices=.*embeddings of single tokens"),
     "a bias beside B": (dict(lora_bias=True), "lora_bias=True, but .* a bias beside B: open it in PEFT"),
     "the base's biases": (dict(bias="lora_only"), "bias='lora_only', but biases of the base"),
-    "some blocks": (dict(layers_to_transform=[1]), "layers_to_transform.*full paths of the layers into target_modules"),
-    "exceptions": (dict(exclude_modules=["0.self_attn.q_proj"]), "exclude_modules=.*into target_modules instead"),
     "a bare parameter": (
         dict(target_modules=[], target_parameters=["q_proj.weight"]),
         "target_parameters=.*parameters that are no linear layer's",

@@ -1,7 +1,8 @@
 """Adapters: the factors A and B of a model's LoRA layers, apart from the model.
 
 `on_model.py` save, load, swap, inspect; `folder.py` the two files of PEFT's format, checked before they are believed;
-`peft_config.py` PEFT's settings, and which of them are refused; `fingerprints.py` how an adapter knows its base.
+`peft_config.py` PEFT's settings, and which of them are refused; `foreign.py` what others write, and what it is;
+`fingerprints.py` how an adapter knows its base.
 """
 
 from llm.adapters.fingerprints import fingerprint

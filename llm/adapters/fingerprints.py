@@ -5,17 +5,24 @@ import hashlib
 import torch
 import torch.nn as nn
 
-from llm.lora import lora_layers
+from llm.lora import lora_layers, places
 
 
-def fingerprint(model: nn.Module) -> str:
-    """16 hex digits that tell one base from another; the same with and without LoRA layers.
+def fingerprint(model: nn.Module, through: torch.dtype | None = None) -> str:
+    """16 hex digits that tell one base from another; the same with and without LoRA layers, compiled or not.
 
     Every parameter counts by name, shape and about a thousand evenly spread values: training or merging moves nearly
     all of them, and to read all 13.7 M would cost more than a swap. Values are rounded to bfloat16, so that weights
-    shipped in fp16 have one fingerprint in fp16, fp32 and bf16.
+    shipped in fp16 have one fingerprint in fp16, fp32 and bf16. Weights that were shipped finer have another one in
+    fp16, as they are rounded twice there: `through=torch.float16` gives it.
     """
-    return _digits(_of_base(dict(model.named_parameters(remove_duplicate=False)), lora_layers(model)))
+    named = {
+        f"{path}.{name}".removeprefix("."): p
+        for module, paths in places(model).items()
+        for name, p in module.named_parameters(recurse=False, remove_duplicate=False)
+        for path in paths
+    }
+    return _digits(_of_base(named, lora_layers(model)), through)
 
 
 def _of_base(parameters, layers):
@@ -31,12 +38,13 @@ def _of_base(parameters, layers):
     return sorted(found.items())
 
 
-def _digits(parameters):
+def _digits(parameters, through):
     digest, samples = hashlib.sha256(), []
     for name, p in parameters:
         digest.update(f"{name}{tuple(p.shape)}".encode())
         # an odd stride: an even one would meet the same few columns of a matrix again and again
-        samples.append(p.detach().reshape(-1)[:: (p.numel() // 1024) | 1].to(torch.bfloat16))
+        some = p.detach().reshape(-1)[:: (p.numel() // 1024) | 1]
+        samples.append((some if through is None else some.to(through)).to(torch.bfloat16))
     if samples:
         digest.update(torch.cat(samples).view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -6,7 +6,6 @@ Writes the two as one, and reads with everything checked; never unpickles. Knows
 import json
 import math
 import os
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,23 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from llm import files
-from llm.adapters.peft_config import AGAIN, ELSEWHERE, digest, read_settings, write_settings
+from llm.adapters.foreign import AGAIN, CONFIG, TENSORS, abridged, factor, is_pointer, stranger, what_is_there
+from llm.adapters.peft_config import Targets, digest, read_settings, write_settings
 from llm.errors import AdapterError
 from llm.lora import SCALING
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 STAGED = CONFIG + ".new"  # a save's config, until its tensors are in place
 DTYPES = ("F64", "F32", "F16", "BF16")
 KEY = "base_model.model.{}.lora_{}.weight"
-FOREIGN = {  # how to know what else PEFT saves among the tensors, what it is, and what to do about it
-    r"\.lora_embedding_[AB]$": ("the LoRA of an embedding", ELSEWHERE + "without embeddings among the targets"),
-    r"\.lora_magnitude_vector": ("DoRA's learned lengths", ELSEWHERE + "with use_dora=False"),
-    r"\.lora_[AB]\.bias$": ("a bias (lora_bias)", ELSEWHERE + "with lora_bias=False"),
-    r"trainable_tokens_": ("embeddings of trained tokens", ELSEWHERE + "without trainable_token_indices"),
-    # PEFT does so by itself when an embedding or a transformers model's head is among the targets
-    r"\.(weight|bias)$": ("a weight of the base", "save it from PEFT with save_embedding_layers=False"),
-    "": ("something else", "save the adapter without it"),
-}
 
 
 @dataclass(frozen=True)
@@ -41,9 +31,11 @@ class Adapter:
 
     layers: dict[str, tuple[int, float]]  # r and alpha, by module path
     scaling: str  # "alpha/r" or "alpha/sqrt(r)"
-    targets: list[str] | str  # module paths or their last parts; one string is a regular expression
+    targets: Targets
     factors: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    dropout: float
     fingerprint: str | None  # of the base; PEFT writes none
+    halved: str | None = None  # of the base in float16, in which a base that was shipped finer has another fingerprint
 
     def scale(self, path: str) -> float:
         r, alpha = self.layers[path]
@@ -58,9 +50,11 @@ def write_adapter(adapter: Adapter, folder: Path) -> None:
 
     Other files in the folder stay. Raises AdapterError when the disk refuses.
     """
-    config = write_settings(adapter.layers, adapter.scaling)
+    config = write_settings(adapter.layers, adapter.scaling, adapter.dropout)
     tensors = {KEY.format(path, name): t for path, pair in adapter.factors.items() for name, t in zip("AB", pair)}
     metadata = {"format": "pt", "base_fingerprint": adapter.fingerprint, "config": digest(config)}
+    if adapter.halved != adapter.fingerprint:
+        metadata["base_fingerprint_float16"] = adapter.halved
     text, data, existed = json.dumps(config, indent=2) + "\n", save(tensors, metadata), folder.exists()
     try:
         if _pending(folder):  # finish what a kill cut short before its staged file is overwritten
@@ -108,17 +102,9 @@ def _pending(folder):
 
 def read_adapter(folder: Path) -> Adapter:
     """The adapter in `folder`, checked as far as that goes without a model. Raises AdapterError."""
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise AdapterError(f"{folder} {what}: give the folder that holds {CONFIG} and {TENSORS}")
     path = folder / TENSORS
-    if not path.is_file() and (folder / "adapter_model.bin").exists():
-        raise AdapterError(
-            f"{folder} has its weights in adapter_model.bin, a pickle, which can run code and is never opened here: "
-            f"save it again with a PEFT that writes {TENSORS}"
-        )
     if not path.is_file():
-        raise AdapterError(f"{folder} has no {TENSORS}: {AGAIN}")
+        raise AdapterError(f"{folder} {what_is_there(folder)}")
     name = STAGED if _pending(folder) else CONFIG
     config = _json(folder / name)
     settings = read_settings(config, folder / name)
@@ -130,11 +116,15 @@ def read_adapter(folder: Path) -> Adapter:
                     f"{folder / name} is not what {TENSORS} was saved with (it was edited, or is another adapter's): "
                     "undo the edit, or save the adapter again"
                 )
-            layers = settings.of(_paths(f.keys(), path))
-            factors = {layer: _pair(f, layer, r, path) for layer, (r, _) in layers.items()}
+            keys = _keys(f.keys(), path)
+            layers = settings.of(sorted(keys))
+            factors = {layer: _pair(f, keys[layer], r, path) for layer, (r, _) in layers.items()}
     except (SafetensorError, OSError) as error:
+        if is_pointer(path):
+            raise AdapterError(f"{path} is a note that Git LFS left in its place: `git lfs pull` brings it") from None
         raise AdapterError(f"{path} is damaged ({error}): {AGAIN}") from None
-    return Adapter(layers, settings.scaling, settings.targets, factors, metadata.get("base_fingerprint"))
+    marks = metadata.get("base_fingerprint"), metadata.get("base_fingerprint_float16")
+    return Adapter(layers, settings.scaling, settings.targets, factors, settings.dropout, *marks)
 
 
 def _json(path):
@@ -149,25 +139,32 @@ def _json(path):
     return config
 
 
-def _paths(keys, path):
-    """The module paths among a file's keys, each with an A and a B, and nothing else there."""
-    layers = sorted({m[1] for m in (re.fullmatch(r"base_model\.model\.(.+)\.lora_[AB]\.weight", k) for k in keys) if m})
-    keys, wanted = set(keys), {KEY.format(layer, name) for layer in layers for name in "AB"}
-    for mark, (what, do) in FOREIGN.items():
-        for key in sorted(key for key in keys - wanted if re.search(mark, key))[:1]:
-            raise AdapterError(f"{path} holds {key[:120]!r}, which is no LoRA factor but {what}: {do}")
-    for key in sorted(wanted - keys)[:1]:
-        raise AdapterError(f"{path} lacks {key[:120]!r}: {AGAIN}")
-    if not layers:
+def _keys(found, path):
+    """{module path: {"A": key, "B": key}} of a file's keys, and nothing else there."""
+    keys, names = {}, set()
+    if said := stranger(found):
+        raise AdapterError(f"{path} holds {said}")
+    for key in sorted(found):
+        layer, which, name = factor(key)
+        names.add(name)
+        if which in keys.setdefault(layer, {}):
+            why = f"has the factors of several adapters ({abridged(sorted(map(str, names)))})"
+            why = why if len(names) > 1 else f"has two factors {which} for {layer[:120]!r}"
+            raise AdapterError(f"{path} {why}: save one alone")
+        keys[layer][which] = key
+    for layer, pair in keys.items():
+        for which in sorted({"A", "B"} - pair.keys()):
+            raise AdapterError(f"{path} lacks lora_{which} of {layer[:120]!r}: {AGAIN}")
+    if not keys:
         raise AdapterError(f"{path} holds no tensors: {AGAIN}")
-    return layers
+    return keys
 
 
-def _pair(f, layer, r, path):
+def _pair(f, keys, r, path):
     """A and B of a layer of rank r; dtypes and shapes are checked before values are read."""
     pair = []
     for name, axis in (("A", 0), ("B", 1)):
-        key = KEY.format(layer, name)
+        key = keys[name]
         said = f.get_slice(key)
         shape, dtype = said.get_shape(), said.get_dtype()
         if len(shape) != 2 or shape[axis] != r:

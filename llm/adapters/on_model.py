@@ -15,9 +15,9 @@ import torch.nn as nn
 
 from llm.adapters.fingerprints import fingerprint
 from llm.adapters.folder import CONFIG, TENSORS, Adapter, finite, read_adapter, write_adapter
-from llm.adapters.peft_config import suffixes, targeted
+from llm.adapters.peft_config import ALL_LINEAR, Targets, suffixes
 from llm.errors import AdapterError
-from llm.lora import SCALING, LoraLinear, lora_layers
+from llm.lora import SCALING, LoraLinear, lora_layers, output_heads, places, refuse_misfit, replace_layers
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class AdapterInfo:
     scaling: str
     scale: float
     layers: dict[str, tuple[int, float, float]]  # r, alpha and scale, by module path
+    dropout: float  # while training; PEFT has one for all layers
     parameters: int
     bytes: int  # on disk, both files
     fingerprint: str | None  # of the base it was trained on; an adapter made by PEFT names none
@@ -46,7 +47,8 @@ class AdapterInfo:
         )
         return "\n".join(
             (
-                f"rank {r}, alpha {alpha}, scale {self.scaling} = {scale}",
+                f"rank {r}, alpha {alpha}, scale {self.scaling} = {scale}"
+                + f", dropout {self.dropout:g}" * (self.dropout > 0),
                 f"{len(self.layers)} layers: " + ", ".join(f"{n} x {kind}" for kind, n in kinds.items()),
                 f"{self.parameters:,} parameters in {self.bytes:,} bytes",
                 f"base {self.fingerprint or 'not named'}",
@@ -57,7 +59,7 @@ class AdapterInfo:
 def save_adapter(model: nn.Module, folder: str | Path) -> None:
     """Write the factors of `model`'s LoRA layers, and nothing of its base, to `folder`; other files there stay.
 
-    The layers may differ in rank and scale. Raises AdapterError when there is nothing to save, a factor is not finite,
+    The layers may differ in rank and scale; of dropouts PEFT knows one, the commonest. Raises AdapterError when there is nothing to save, a factor is not finite,
     or the disk refuses; an adapter that was there is then as it was.
     """
     layers = lora_layers(model)
@@ -75,10 +77,12 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
         path: tuple(t.detach().T.to(_fine(t)).contiguous().cpu() for t in (layer.A, layer.B))
         for path, layer in layers.items()
     }
-    adapter = Adapter(kinds, scaling, sorted(layers), factors, fingerprint(model))
-    for path in sorted(targeted(adapter.targets, _linears(dict(model.named_modules()), layers)) - layers.keys()):
+    [(dropout, _)] = Counter(layer.dropout for layer in layers.values()).most_common(1)
+    marks = fingerprint(model), fingerprint(model, torch.float16)
+    adapter = Adapter(kinds, scaling, Targets(sorted(layers)), factors, dropout, *marks)
+    for path in sorted(adapter.targets.among(_linears(_modules(model), layers)) - layers.keys()):
         raise AdapterError(f"PEFT takes {path} for a target too, as its path ends in another's: wrap it as well")
-    write_adapter(adapter, Path(folder))
+    write_adapter(adapter, Path(folder).expanduser())
 
 
 def _regular(layer):
@@ -89,15 +93,16 @@ def _regular(layer):
 def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """Put the adapter in `folder` on `model`: wrap the layers it names or, where just these are wrapped, swap factors.
 
-    Returns the same model, frozen but for A and B. Raises AdapterError when the adapter is damaged, is not plain LoRA,
+    Returns the same model, frozen but for A and B; no random number is drawn. Raises AdapterError when the adapter is damaged, is not plain LoRA,
     belongs to another base, or the model carries LoRA layers of another shape; the model is then as it was.
     """
-    adapter = read_adapter(Path(folder))
-    modules = dict(model.named_modules())
+    adapter = read_adapter(Path(folder).expanduser())
+    modules = _modules(model)
     layers = {path: m for path, m in modules.items() if isinstance(m, LoraLinear)}
     linears = _linears(modules, layers)
     parameters = list(model.parameters())
-    _check_fit(adapter, fingerprint(model), modules, linears, folder)
+    _check_base(adapter, model, folder)
+    _check_fit(adapter, modules, linears, output_heads(model), folder)
     if layers and {path: layer.r for path, layer in layers.items()} != {p: r for p, (r, _) in adapter.layers.items()}:
         raise AdapterError("the model carries LoRA layers of another rank or place: call remove_lora(model) first")
     factors = {}
@@ -109,22 +114,24 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
             raise AdapterError(f"{path}: the factors are too large for {dtype}: load the model in float32")
     for p in parameters:
         p.requires_grad_(False)
+    wrapped = {}
     for path, (A, B) in factors.items():
-        r, alpha = adapter.layers[path]
-        layer = layers[path] if layers else LoraLinear(linears[path], r)
+        layer = layers[path] if layers else _wrapped(linears[path], A, B)
         # straight into the object: nn.Module's own way in takes ten times as long
-        vars(layer).update(alpha=alpha, scaling=adapter.scaling, scale=adapter.scale(path))
+        settings = dict(alpha=adapter.layers[path][1], scaling=adapter.scaling, dropout=adapter.dropout)
+        vars(layer).update(settings, scale=adapter.scale(path))
         for p, new in ((layer.A, A), (layer.B, B)):
             p.data.T.copy_(new)  # this way round it takes half the time
             p.requires_grad_(True).grad = None  # a gradient would be that of the factors before
         if not layers:
-            model.set_submodule(path, layer)
-    return model
+            wrapped[linears[path]] = layer
+    return replace_layers(model, wrapped)
 
 
 def inspect_adapter(folder: str | Path) -> AdapterInfo:
     """What the adapter in `folder` holds, with no model needed. Raises AdapterError when `load_adapter` would."""
-    adapter = read_adapter(Path(folder))
+    folder = Path(folder).expanduser()
+    adapter = read_adapter(folder)
     layers = {path: (r, alpha, adapter.scale(path)) for path, (r, alpha) in adapter.layers.items()}
     [((r, alpha, scale), _)] = Counter(layers.values()).most_common(1)
     return AdapterInfo(
@@ -133,8 +140,9 @@ def inspect_adapter(folder: str | Path) -> AdapterInfo:
         scaling=adapter.scaling,
         scale=scale,
         layers=layers,
+        dropout=adapter.dropout,
         parameters=sum(t.numel() for pair in adapter.factors.values() for t in pair),
-        bytes=sum(path.stat().st_size for name in (CONFIG, TENSORS) if (path := Path(folder) / name).exists()),
+        bytes=sum(path.stat().st_size for name in (CONFIG, TENSORS) if (path := folder / name).exists()),
         fingerprint=adapter.fingerprint,
     )
 
@@ -142,6 +150,20 @@ def inspect_adapter(folder: str | Path) -> AdapterInfo:
 def _fine(like):
     """float32, or the dtype of `like` where that is finer: 16 bits are too few to train in, and to keep."""
     return torch.promote_types(like.dtype, torch.float32)
+
+
+def _wrapped(linear, A, B):
+    """`linear` in a wrapper with room for A (r, in) and B (out, r): nothing is drawn at random, as the start would be."""
+    shape = nn.Linear(linear.in_features, linear.out_features, device="meta", dtype=linear.weight.dtype)
+    layer = LoraLinear(shape, A.size(0))
+    layer.A, layer.B = (nn.Parameter(torch.empty_like(t.T, memory_format=torch.contiguous_format)) for t in (A, B))
+    layer.base = linear
+    return layer.train(linear.training)
+
+
+def _modules(model):
+    """The modules by the path at which each stands first, without the names that wrappers put into it."""
+    return {paths[0]: module for module, paths in places(model).items()}
 
 
 def _linears(modules, layers):
@@ -152,20 +174,30 @@ def _linears(modules, layers):
     }
 
 
-def _check_fit(adapter, own, modules, linears, folder):
-    """Raise AdapterError unless the adapter is one for a model with these modules and the fingerprint `own`."""
-    if adapter.fingerprint not in (None, own):
+def _check_base(adapter, model, folder):
+    """Raise AdapterError unless `model` has the weights of the adapter's base, in whatever precision."""
+    own = fingerprint(model)
+    if adapter.fingerprint in (None, own) or own == adapter.halved:
+        return
+    if adapter.fingerprint != fingerprint(model, torch.float16):
         raise AdapterError(
             f"{folder} was trained on another base (fingerprint {adapter.fingerprint[:16]!r}, this model has {own}): "
-            "load the base that it was trained on (a merged or fully fine-tuned model is another base)"
+            "load the base that it was trained on (a merged or fully fine-tuned model is another base), in the same "
+            "precision"
         )
+
+
+def _check_fit(adapter, modules, linears, heads, folder):
+    """Raise AdapterError unless the adapter is one for a model with these modules."""
     for path, (A, B) in adapter.factors.items():
         if path not in linears:
             what = f"is not a linear layer but {type(modules[path]).__name__}" if path in modules else "does not exist"
+            near = sorted(p for p in linears if f".{p}".endswith(f".{path}") or f".{path}".endswith(f".{p}"))
+            there = f" (it has {near[0]!r})" if near else ""
             raise AdapterError(
-                f"{folder} adapts {path[:120]!r}, which {what} in this model: load the base it was trained on"
+                f"{folder} adapts {path[:120]!r}, which {what} in this model{there}: load the base it was trained on"
             )
-        out, width = linears[path].weight.shape
+        out, width = linears[path].out_features, linears[path].in_features
         if (A.size(1), B.size(0)) != (width, out):
             raise AdapterError(
                 f"{folder}: {path} maps {A.size(1)} to {B.size(0)}, the model's {width} to {out}: "
@@ -175,14 +207,22 @@ def _check_fit(adapter, own, modules, linears, folder):
             raise AdapterError(
                 f"{folder}: rank {A.size(0)} is more than {path} has ({min(width, out)}): train a smaller one"
             )
-    named = targeted(adapter.targets, linears)
+        try:
+            refuse_misfit(linears[path], A.size(0), adapter.scaling, "chapter", adapter.dropout)
+        except ValueError as error:  # `lora.py` knows none of our errors
+            raise AdapterError(f"{folder} does not fit {path}: {error}") from None
+    names, there = adapter.targets.names, set(linears)
+    if isinstance(names, str) and names.lower() == ALL_LINEAR:  # of a model that is not its own PEFT takes the head too
+        heads = {path for path, layer in linears.items() if layer in heads or path.split(".")[-1] == "lm_head"}
+        there -= heads - adapter.factors.keys()
+    named = adapter.targets.among(there)
     for path in sorted(adapter.factors.keys() - named):
         raise AdapterError(
             f"{folder} has factors for {path}, which target_modules in {CONFIG} does not name: save it again"
         )
     for path in sorted(named - adapter.factors.keys()):
         raise AdapterError(f"{folder} lacks the factors of {path}, which target_modules names: copy or save it again")
-    unknown = set(adapter.targets) - linears.keys() if isinstance(adapter.targets, list) else set()
+    unknown = set(names) - linears.keys() if isinstance(names, list) else set()
     if unknown:
         for name in sorted(unknown - {name for path in linears for name in suffixes(path)}):
             raise AdapterError(

@@ -15,16 +15,17 @@ from pathlib import Path
 
 import regex
 
+from llm.adapters.foreign import AGAIN, ELSEWHERE, bare_path
 from llm.errors import AdapterError
 
 READ = {
     *("peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "bias", "init_lora_weights"),
-    *("rank_pattern", "alpha_pattern"),
+    *("rank_pattern", "alpha_pattern", "lora_dropout", "exclude_modules", "layers_to_transform", "layers_pattern"),
 }
 # PEFT writes these too, but what a trained adapter computes does not depend on them; anything else must be empty
 IGNORED = set(
-    "task_type base_model_name_or_path inference_mode lora_dropout auto_mapping revision peft_version megatron_core "
-    "qalora_group_size layers_pattern fan_in_fan_out ensure_weight_tying eva_config runtime_config".split()
+    "task_type base_model_name_or_path inference_mode auto_mapping revision peft_version megatron_core "
+    "qalora_group_size fan_in_fan_out ensure_weight_tying eva_config runtime_config".split()
 )
 # what PEFT can do and this package cannot, in a learner's words
 EXPLAINED = {
@@ -32,8 +33,6 @@ EXPLAINED = {
     "modules_to_save": "whole layers of the base, trained along with the factors",
     "trainable_token_indices": "embeddings of single tokens, trained along with the factors",
     "lora_bias": "a bias beside B",
-    "layers_to_transform": "targets in blocks of some numbers only",
-    "exclude_modules": "targets with exceptions",
     "target_parameters": "LoRA on parameters that are no linear layer's, such as a mixture's experts",
     "layer_replication": "a base that runs through some of its layers twice",
     "alora_invocation_tokens": "aLoRA, which is switched on by certain tokens only",
@@ -44,24 +43,44 @@ EXPLAINED = {
     "velora_config": "VeLoRA, which compresses what it keeps for the backward pass",
     "megatron_config": "layers that Megatron splits over several GPUs",
 }
-BY_PATH = {"layers_to_transform", "exclude_modules"}  # the same can be said with full module paths
 # these take the start of A and B out of the base, whose weights are then no longer those that everybody has
 TAKEN = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "lora_ga": "LoRA-GA"}
 STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")  # and these leave the base alone
-AGAIN = "copy the folder again, or save the adapter again"
-ELSEWHERE = "open it in PEFT (PeftModel.from_pretrained), or train again "
+ALL_LINEAR = "all-linear"  # every linear layer but the head, in capitals too
 SECONDS = 2.0  # for all patterns of an adapter on all layers of a model; an honest one takes milliseconds
 
 
 @dataclass(frozen=True)
+class Targets:
+    """Which layers a config means: module paths or their last parts; one string is a regular expression.
+
+    blocks: only in blocks of these numbers, counted in a list of modules that one of `lists` (patterns) names.
+    """
+
+    names: list[str] | str
+    exclude: list[str] | str = ""
+    blocks: list[int] | None = None
+    lists: tuple[str, ...] = ()
+
+    def among(self, paths: Iterable[str]) -> set[str]:
+        """Those of `paths` at which PEFT would wrap a layer. Raises AdapterError when a pattern takes for ever."""
+        left = set(paths) - _named(self.exclude, paths, "exclude_modules")
+        found = _named(self.names, left, "target_modules")
+        if self.blocks is not None:
+            found = {path for path, number in _blocks(found, self.lists).items() if number in self.blocks}
+        return found
+
+
+@dataclass(frozen=True)
 class PeftSettings:
-    """A config in our terms. `targets` are module paths or their last parts; one string is a regular expression."""
+    """A config in our terms."""
 
     path: Path  # of the config, for messages
     r: int
     alpha: float
     scaling: str  # "alpha/r" or "alpha/sqrt(r)"
-    targets: list[str] | str
+    targets: Targets
+    dropout: float
     ranks: dict[str, int]  # PEFT's rank_pattern: for some layers another r
     alphas: dict[str, float]  # and its alpha_pattern
 
@@ -82,16 +101,28 @@ def suffixes(path: str) -> list[str]:
     return [path] + [path[i + 1 :] for i, letter in enumerate(path) if letter == "."]
 
 
-def targeted(targets: list[str] | str, paths: Iterable[str]) -> set[str]:
-    """Those of `paths` at which PEFT would wrap a layer. Raises AdapterError when a pattern takes for ever."""
+def _named(targets, paths, what):
+    """Those of `paths` that a list of names means, or a pattern."""
+    if not targets:
+        return set()
+    if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
+        return set(paths)
     if isinstance(targets, str):
-        found = _matcher("target_modules")
-        return {path for path in paths if found(regex.compile(targets), path)}
+        found, compiled = _matcher(what), regex.compile(targets)
+        return {path for path in paths if found(compiled, path)}
     names = set(targets)
-    return {path for path in paths if path in names or not names.isdisjoint(suffixes(path))}
+    return {path for path in paths if not names.isdisjoint(suffixes(path))}
 
 
-def write_settings(layers: dict[str, tuple[int, float]], scaling: str) -> dict:
+def _blocks(paths, lists):
+    """{path: the number of the block that it is in}, by the first list that has it; without one by any list."""
+    found = _matcher("layers_pattern")
+    patterns = [regex.compile(rf".*?\.{name}\.(?P<number>\d+)\..*") for name in lists or [r"[^.]*"]]
+    matches = {path: next((m for pattern in patterns if (m := found(pattern, path))), None) for path in paths}
+    return {path: int(m["number"]) for path, m in matches.items() if m and m["number"]}
+
+
+def write_settings(layers: dict[str, tuple[int, float]], scaling: str, dropout: float = 0.0) -> dict:
     """PEFT's config for layers with their r and alpha: what most have is the rule, the others are in the patterns."""
     (r, alpha), (ranks, alphas) = zip(*(_rule({p: of[i] for p, of in layers.items()}) for i in (0, 1)))
     config = {
@@ -103,6 +134,7 @@ def write_settings(layers: dict[str, tuple[int, float]], scaling: str) -> dict:
         "fan_in_fan_out": False,
         "r": r,
         "lora_alpha": _whole(alpha),
+        "lora_dropout": dropout,
         "use_rslora": scaling == "alpha/sqrt(r)",
         "target_modules": sorted(layers),
     }
@@ -149,19 +181,13 @@ def read_settings(config: dict, path: Path) -> PeftSettings:
     name = "LoftQ" if start == "loftq" else "a start that is not known here"
     do = "train again with init_lora_weights=True"
     must(start in STARTS, "init_lora_weights", f"{name} may have changed the base weights", do)
-    r, alpha, targets = (config.get(key) for key in ("r", "lora_alpha", "target_modules"))
+    r, alpha = config.get("r"), config.get("lora_alpha")
     must(_rank(r), "r", "the rank must be a whole number from 1 up")
     must(_alpha(alpha), "lora_alpha", "alpha must be a finite number")
     must(type(config.get("use_rslora", False)) is bool, "use_rslora", "it must be true or false")
     for key in sorted(k for k, v in config.items() if v and k not in READ | IGNORED):
         what = f"there is no support here for {EXPLAINED.get(key, 'this option')}"
-        paths = "write the full paths of the layers into target_modules instead, and empty this"
-        must(False, key, what, paths if key in BY_PATH else ELSEWHERE + "without it")
-    if isinstance(targets, str):
-        must(_valid(targets), "target_modules", "a pattern must be a valid regular expression")
-    else:
-        listed = isinstance(targets, list) and targets and all(isinstance(t, str) and t for t in targets)
-        must(listed, "target_modules", "it must be a list of module names or a pattern")
+        must(False, key, what, ELSEWHERE + "without it")
     ranks, alphas = (config.get(key) or {} for key in ("rank_pattern", "alpha_pattern"))
     for pattern, key, fine, what in (
         (ranks, "rank_pattern", _rank, "it gives layers a whole number from 1 up"),
@@ -170,8 +196,31 @@ def read_settings(config: dict, path: Path) -> PeftSettings:
         must(isinstance(pattern, dict) and all(map(fine, pattern.values())), key, what)
         must(len(pattern) < 10**4, key, "it names no more than 9,999 layers")
         must(all(map(_valid, pattern)), key, "each pattern in it must be a valid regular expression")
+    dropout = config.get("lora_dropout") or 0.0
+    must(type(dropout) in (int, float) and 0 <= dropout < 1, "lora_dropout", "it must be a share from 0 up to 1")
     scaling = "alpha/sqrt(r)" if config.get("use_rslora") else "alpha/r"
-    return PeftSettings(path, r, alpha, scaling, targets, ranks, alphas)
+    return PeftSettings(path, r, alpha, scaling, _targets(config, must), float(dropout), ranks, alphas)
+
+
+def _targets(config, must):
+    """Which layers a config means; `must` raises AdapterError for what is no sense."""
+    for key in ("target_modules", "exclude_modules"):
+        said = config.get(key)
+        if isinstance(said, str):
+            must(_valid(said), key, "a pattern must be a valid regular expression")
+        elif said or key == "target_modules":
+            listed = isinstance(said, list) and said and all(isinstance(name, str) and name for name in said)
+            must(listed, key, "it must be a list of module names or a pattern")
+    blocks, lists = config.get("layers_to_transform"), config.get("layers_pattern") or []
+    blocks, lists = [blocks] if type(blocks) is int else blocks or None, [lists] if isinstance(lists, str) else lists
+    numbers = blocks is None or isinstance(blocks, list) and all(type(n) is int for n in blocks)
+    must(numbers, "layers_to_transform", "it must be the number of a block, or a list of them")
+    valid = isinstance(lists, list) and all(isinstance(name, str) and _valid(name) for name in lists)
+    must(valid, "layers_pattern", "it must be the name of a list of blocks, or a list of such names")
+    names = config["target_modules"]
+    must(blocks is None or isinstance(names, list), "layers_to_transform", "that needs a list in target_modules")
+    names = names if isinstance(names, str) else [bare_path(name) for name in names]
+    return Targets(names, config.get("exclude_modules") or "", blocks, tuple(lists))
 
 
 def _rank(r):
