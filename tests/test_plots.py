@@ -10,6 +10,8 @@ from llm.course import figures
 from llm.course.audit import AuditRow
 from llm.course.figures.canvas import emptied, new_axes, png, spread
 from llm.course.figures.palette import COLOURS
+from llm.course.matrices import MATRICES, approximate, noise, wrapped
+from llm.spectra import decompose
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -39,14 +41,42 @@ def test_no_label_stands_below_the_axis():
 def test_a_figure_drawn_into_again_shows_what_a_new_one_would():
     def draw(figure, y):
         figure = emptied(figure, 3, 2)
-        axes = figure.subplots()
-        axes.plot(y)
+        axes = figure.axes[0] if figure.axes else figure.subplots()
+        axes.set_ylim(0, 4)
+        axes.plot(y, color="black")
         return figure
 
     used = draw(draw(None, [3, 1]), [1, 2])
     assert png(used) == png(draw(None, [1, 2])) != png(draw(None, [3, 1]))
     figure, _ = new_axes(2, 2)
-    assert emptied(figure, 9, 9) is figure and not figure.axes
+    assert emptied(figure, 9, 9) is figure
+
+
+MOVING = {
+    "spectrum": [
+        (figures.spectrum, (decompose(noise(*shape, seed=7)), r)) for shape in ((24, 16), (90, 128)) for r in (1, 64)
+    ],
+    "factors": [(figures.factors, approximate(MATRICES[name](), r)) for name in list(MATRICES)[:2] for r in (1, 32)],
+    "layer": [(figures.layer, wrapped(d=d, r=4, alpha=a)) for d, a in ((32, 0), (128, 2), (96, 16))],
+    "audit": [(figures.audit, [AuditRow("wte", 9_000, n, 0), AuditRow("ln_1", 300, 300, n)]) for n in (0, 100, 300)],
+    "trials": [(figures.trials, found) for found in ([], [([0], [5.0])], [([0, 5], [5.0, 4.0]), ([0], [5.0])])],
+}
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_a_picture_that_moves_is_the_one_that_a_new_figure_would_show(name):
+    used = None
+    for draw, found in MOVING[name] + MOVING[name][::-1]:
+        used = draw(found, used)
+        assert png(used) == png(draw(found))
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_a_picture_that_moves_keeps_its_axes_which_take_longest_to_make(name):
+    (draw, first), *_, (_, last) = MOVING[name]
+    figure = draw(first)
+    axes = list(figure.axes)
+    assert draw(last, figure) is figure and all(a is b for a, b in zip(axes, figure.axes, strict=True))
 
 
 def test_the_audit_draws_all_numbers_in_grey_and_what_trains_in_its_colour():

@@ -43,12 +43,15 @@ def new_axes(
 
 
 def emptied(figure: Figure | None, width: float, height: float) -> Figure:
-    """`figure` without its axes, to be drawn into again, or a new one (inches): what pictures that move begin with."""
-    if figure is None:
-        return new_figure(width, height)
-    for axes in figure.axes:
-        axes.remove()  # `figure.clear()` would first make ticks and spines anew for each, up to 15 ms
-    return figure
+    """`figure` with its axes bare, to be drawn into again, or a new one (inches): what pictures that move begin with.
+
+    The axes stay: to make them takes as long as all the rest, and the old ones are garbage whose collection is felt.
+    """
+    for axes in figure.axes if figure else ():
+        for artist in (*axes.lines, *axes.collections, *axes.images, *axes.patches, *axes.texts):
+            artist.remove()
+        axes.relim(), axes.autoscale()  # forget how far they reached
+    return figure or new_figure(width, height)
 
 
 def png(figure: Figure) -> bytes:

@@ -29,7 +29,7 @@ def audit(rows: list[AuditRow], figure: Figure | None = None) -> Figure:
     """What a model holds by kind of module, in grey, and what of it trains, in colour; draws into `figure` if given."""
     figure = emptied(figure, 8.6, 3.4)
     figure.set_layout_engine("none")
-    axes = figure.add_axes((0.13, 0.15, 0.66, 0.83))
+    axes = figure.axes[0] if figure.axes else figure.add_axes((0.13, 0.15, 0.66, 0.83))
     axes.set_axis_off()  # its ticks would take a quarter of the time: lines and texts stand in for them
     axes.set_xscale("log")
     axes.set_xlim(100, 1.2e7), axes.set_ylim(len(rows) - 0.4, -0.6)

@@ -4,16 +4,22 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from llm.course.figures.canvas import emptied, new_axes
+from llm.course.figures.canvas import emptied, new_axes, new_figure
 from llm.course.figures.palette import COLOURS, SIGNED
 from llm.course.matrices import THICKEST, WIDEST, Approximation, Wrapped
 
 
 def show_matrix(axes, matrix: torch.Tensor, title: str, limit: float | None = None) -> None:
-    """A matrix in red and blue, white at zero; limit: the value of the deepest colour."""
+    """A matrix in red and blue, white at zero, in place of one that is there; limit: the value of the deepest colour."""
     limit = limit or matrix.abs().max().item() or 1.0
-    axes.imshow(matrix.numpy(), cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     axes.set_title(title, fontsize=10)
+    if axes.images:
+        [image] = axes.images
+        image.set_data(matrix.numpy())
+        image.set_clim(-limit, limit)
+        image.set_extent((-0.5, matrix.size(1) - 0.5, matrix.size(0) - 0.5, -0.5))
+        return
+    axes.imshow(matrix.numpy(), cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     axes.set_xticks([]), axes.set_yticks([])
     axes.spines[:].set(visible=True, color="#bbbbbb", lw=0.6)
 
@@ -36,13 +42,17 @@ def rank_strip(parts: list[Approximation], errors: list[float]) -> Figure:
 
 def factors(part: Approximation, figure: Figure | None = None) -> Figure:
     """A, B and their product laid out as one multiplies by hand, the target beside it; draws into `figure` if given."""
-    figure = emptied(figure, 8.6, 2.9)
-    grid = figure.add_gridspec(2, 3, width_ratios=(0.22, 1, 1), height_ratios=(0.3, 1))
+    if figure is None:
+        figure = new_figure(8.6, 2.9)
+        grid = figure.add_gridspec(2, 3, width_ratios=(0.22, 1, 1), height_ratios=(0.3, 1))
+        for place in (grid[1, 0], grid[0, 1], grid[1, 1], grid[1, 2]):
+            figure.add_subplot(place)
+    a, b, product, whole = figure.axes
     r, limit = part.A.size(1), part.target.abs().max().item()
-    show_matrix(figure.add_subplot(grid[1, 0]), part.A, f"A: {part.A.size(0)} x {r}")
-    show_matrix(figure.add_subplot(grid[0, 1]), part.B, f"B: {r} x {part.B.size(1)}")
-    show_matrix(figure.add_subplot(grid[1, 1]), part.A @ part.B, f"A @ B: {part.error:.1%} off", limit)
-    show_matrix(figure.add_subplot(grid[1, 2]), part.target, "the matrix itself", limit)
+    show_matrix(a, part.A, f"A: {part.A.size(0)} x {r}")
+    show_matrix(b, part.B, f"B: {r} x {part.B.size(1)}")
+    show_matrix(product, part.A @ part.B, f"A @ B: {part.error:.1%} off", limit)
+    show_matrix(whole, part.target, "the matrix itself", limit)
     return figure
 
 
@@ -50,7 +60,7 @@ def layer(part: Wrapped, figure: Figure | None = None) -> Figure:
     """A, B, their scaled product, W and the sum, each at its own size; draws into `figure` if given."""
     figure = emptied(figure, 8.6, 2.6)
     figure.set_layout_engine("none")
-    axes = figure.add_axes((0.005, 0.02, 0.99, 0.9))
+    axes = figure.axes[0] if figure.axes else figure.add_axes((0.005, 0.02, 0.99, 0.9))
     axes.set_axis_off()
     limit = 4 * part.W.std().item()
     factors = 3 * max(part.A.std().item(), part.B.std().item())

@@ -4,26 +4,30 @@ import math
 
 from matplotlib.figure import Figure
 
-from llm.course.figures.canvas import emptied, label_end, new_axes, spread
+from llm.course.figures.canvas import label_end, new_axes, new_figure, spread
 from llm.course.figures.matrices import show_matrix
 from llm.course.figures.palette import COLOURS
 from llm.spectra import Parts
 
 
 def spectrum(found: tuple[Parts, int], figure: Figure | None = None) -> Figure:
-    """A matrix's singular values with the first r in colour, the matrix, and its best rank-r part."""
+    """A matrix's singular values with the first r in colour, the matrix, and its best rank-r part; into `figure` if given."""
     parts, r = found
-    figure = emptied(figure, 8.6, 3.0)
-    figure.set_layout_engine("none")  # margins by hand: to find them at every move takes half of the time
-    margins = dict(left=0.06, right=0.995, top=0.9, bottom=0.17, wspace=0.06)
-    bars, whole, best = figure.subplots(1, 3, gridspec_kw=margins)
+    if figure is None:
+        figure = new_figure(8.6, 3.0)
+        figure.set_layout_engine("none")  # margins by hand: to find them at every move takes half of the time
+        margins = dict(left=0.06, right=0.995, top=0.9, bottom=0.17, wspace=0.06)
+        bars, *_ = figure.subplots(1, 3, gridspec_kw=margins)
+        bars.spines[["top", "right"]].set_visible(False)
+        bars.set_xlabel("index")
+    bars, whole, best = figure.axes  # kept: new ones take as long as all the rest, and are garbage at the next move
+    for lines in bars.collections:
+        lines.remove()
     shown = min(64, len(parts.s))
     colours = [COLOURS["full"] if i < r else COLOURS["control"] for i in range(shown)]
     bars.vlines(range(1, shown + 1), 0, parts.s[:shown], colors=colours, lw=2.4)
-    bars.spines[["top", "right"]].set_visible(False)
-    bars.set_ylim(bottom=0)
+    bars.set_xlim(-2, shown + 3), bars.set_ylim(0, 1.05 * parts.s[0].item() or 1)
     bars.set_title(f"singular values, {r} kept", fontsize=10)
-    bars.set_xlabel("index")
     full = parts.best(len(parts.s))
     limit = 3 * full.std().item()  # a few large entries would leave the rest white
     show_matrix(whole, full, f"ΔW, {full.size(0)} x {full.size(1)}", limit)

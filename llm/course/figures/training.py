@@ -85,7 +85,8 @@ def trials(found: list[tuple[list[int], list[float]]], figure: Figure | None = N
     """
     figure = emptied(figure, 7.0, 3.2)
     figure.set_layout_engine("none")  # margins by hand: the picture shall not jump while a run grows
-    axes = figure.subplots(gridspec_kw=dict(left=0.09, right=0.92, top=0.95, bottom=0.17))
+    margins = dict(left=0.09, right=0.92, top=0.95, bottom=0.17)
+    axes = figure.axes[0] if figure.axes else figure.subplots(gridspec_kw=margins)
     axes.spines[["top", "right"]].set_visible(False)
     ends = spread([y[-1] for _, y in found], axes_gap([y for _, y in found], found[0][1][0]) if found else 0)
     for number, ((x, y), end) in enumerate(zip(found, ends), 1):
@@ -93,6 +94,7 @@ def trials(found: list[tuple[list[int], list[float]]], figure: Figure | None = N
         axes.plot(x, y, color=COLOURS["lora"], marker="o", ms=3, alpha=alpha)
         label_end(axes, x[-1], end, f"run {number}", "lora")
     if not found:
+        axes.set_ylim(0, 1)
         axes.annotate("no run yet", (0.5, 0.5), xycoords="axes fraction", ha="center", color=COLOURS["base"])
     axes.set_xlabel("training steps"), axes.set_ylabel("held-out loss, nats a token")
     axes.set_xlim(0, max([10, *(x[-1] for x, _ in found)]))

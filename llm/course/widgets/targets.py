@@ -1,5 +1,6 @@
 """The explorer of notebook 03: which layers get A and B, and what trains then."""
 
+import copy
 from collections.abc import Callable
 
 import ipywidgets as widgets
@@ -27,8 +28,8 @@ def targets_explorer(ways: dict[str, Callable[[GPT], nn.Module]]) -> Explorer:
             controls[name].disabled = way != ours
         controls["r"].disabled = way != ours
         targets = [name for name, on in chosen.items() if on]
+        model = copy.deepcopy(blank)
         with torch.device("meta"):
-            model = GPT(GPTConfig())
             if way != ours:
                 model = ways[way](model)
             elif targets:
