@@ -6,6 +6,8 @@ Knows nothing about the model that will take them.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -14,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 from llm.errors import BaseError
 
 HUB = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
-CONFIG, TENSORS = "config.json", "model.safetensors"
+CONFIG, TENSORS, ADAPTER = "config.json", "model.safetensors", "adapter_config.json"
+INDEX = TENSORS + ".index.json"  # which of several files holds which tensor
+PACKED = ("I8", "U8", "I16", "U16", "I32", "U32", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4")  # no weights as they are
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 # what the course's GPT has no switch for, and the only value that it computes
 FIXED = {
@@ -35,11 +39,50 @@ def read(name_or_folder: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
     if not folder.exists() and str(name_or_folder) in HUB:
         folder = _download(str(name_or_folder))
     fields, tied = _fields(read_config(folder), folder)
+    with weights(folder) as files:
+        tied, fields["tied_lm_head"] = (tied and one_matrix(files),) * 2
+        return fields, _tensors(files, _shapes(fields, tied, len(files)), tied, folder / TENSORS)
+
+
+@contextmanager
+def weights(folder: Path) -> Iterator[dict]:
+    """The tensors in `folder`, name to the open safetensors file that holds it: one file, or the several of an index.
+
+    Raises BaseError when one is missing or damaged, also by what is read inside the `with`.
+    """
+    path = folder / TENSORS
+    with ExitStack() as stack:
+        try:
+            found = {}
+            for path in _files(folder):
+                f = stack.enter_context(safe_open(path, "pt"))
+                found |= dict.fromkeys(f.keys(), f)
+            yield found
+        except (SafetensorError, OSError) as error:
+            raise BaseError(f"{path} is damaged ({error}): copy or download it again") from None
+
+
+def _files(folder):
+    if (folder / TENSORS).is_file():
+        return [folder / TENSORS]
     try:
-        with safe_open(folder / TENSORS, "pt") as f:
-            return fields, _tensors(f, _shapes(fields, tied, len(f.keys())), tied, folder / TENSORS)
-    except (SafetensorError, OSError) as error:
-        raise BaseError(f"{folder / TENSORS} is damaged ({error}): copy or download it again") from None
+        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        sound = bool(names) and all(Path(name).name == name for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise BaseError(f"{folder / INDEX} is damaged: copy or download it again")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise BaseError(f"{folder} lacks {missing[0]}, one of the {len(names)} files of its weights: copy it too")
+    return [folder / name for name in names]
+
+
+def one_matrix(files: dict) -> bool:
+    """Whether head and embedding in `files` (as `weights` gives them) are one: only one is there, or both are equal."""
+    both = [key for key in files if key.endswith(("wte.weight", "lm_head.weight"))]
+    tensors = [files[key].get_tensor(key) for key in both]
+    return len(both) < 2 or (tensors[0].shape == tensors[1].shape and torch.equal(*tensors))
 
 
 def read_config(folder: Path) -> dict:
@@ -47,15 +90,17 @@ def read_config(folder: Path) -> dict:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise BaseError(f"{folder} {what}: give a folder with {CONFIG} and {TENSORS}, or one of {', '.join(HUB)}")
+    if (folder / ADAPTER).is_file() and not (folder / CONFIG).is_file():
+        raise BaseError(f"{folder} is an adapter, not a base: give it as the adapter, and its model as the base")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BaseError(f"{folder} is no model: it has no {CONFIG}") from None
+        raise BaseError(f"{folder} is no model: it has no {CONFIG}{_elsewhere(folder)}") from None
     except (OSError, ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
         raise BaseError(f"{folder / CONFIG} is damaged: copy or download it again")
-    if not any((folder / name).is_file() for name in (TENSORS, TENSORS + ".index.json")):
+    if not any((folder / name).is_file() for name in (TENSORS, INDEX)):
         pickles = sorted(p.name for kind in ("*.bin", "*.pt", "*.pth", "*.pkl") for p in folder.glob(kind))
         raise BaseError(
             f"{folder} has its weights in {pickles[0]}, a pickle, which can run code and is never opened here: "
@@ -63,7 +108,39 @@ def read_config(folder: Path) -> dict:
             if pickles
             else f"{folder} has no {TENSORS}: copy or download it again"
         )
+    _refuse_packed(folder, config)
     return config
+
+
+def _elsewhere(folder):
+    """Where a model lies that was looked for in `folder`, as the end of a sentence."""
+    for found in sorted([*folder.glob(f"*/{CONFIG}"), *folder.glob(f"snapshots/*/{CONFIG}")]):
+        return f", and the model is in {found.parent}: give that"
+    for found in sorted(folder.glob("*.gguf")):
+        return (
+            f", only {found.name}: save it as {TENSORS} with AutoModelForCausalLM.from_pretrained(folder, "
+            "gguf_file=...).save_pretrained(...), the tokenizer likewise"
+        )
+    return ""
+
+
+def _refuse_packed(folder, config):
+    """Weights of four or eight bits: copying them again changes nothing, so they are named for what they are."""
+    said = config.get("quantization_config") or config.get("quantization")
+    if not said:
+        with weights(folder) as files:
+            kinds = {f.get_slice(key).get_dtype() for key, f in files.items() if not key.endswith("bias")}
+        packed = sorted(kinds & set(PACKED))
+        if not packed:
+            return
+        said = dict(quant_method=f"stored as {', '.join(packed)}")
+    said = said if isinstance(said, dict) else {}
+    bits = said.get("bits") or 4 * bool(said.get("load_in_4bit")) or 8 * bool(said.get("load_in_8bit"))
+    how = ", ".join(str(x)[:40] for x in (said.get("quant_method"), bits and f"{bits} bits") if x)
+    raise BaseError(
+        f"the weights in {folder} are packed{f' ({how})' if how else ''}, which does not load here: take the plain model "
+        "that they were packed from"
+    )
 
 
 def _download(name):
@@ -117,11 +194,15 @@ def _shapes(fields, tied, held):
     return shapes if tied else shapes | {"lm_head.weight": (fields["vocab_size"], d)}
 
 
-def _tensors(f, shapes, tied, path):
-    keys = {key.removeprefix("transformer."): key for key in f.keys()}
+def _tensors(files, shapes, tied, path):
+    keys = {key.removeprefix("transformer."): key for key in files}
+    if (
+        tied and "wte.weight" not in keys and "lm_head.weight" in keys
+    ):  # of two names for one matrix a file keeps either
+        keys["wte.weight"] = keys["lm_head.weight"]
     buffers = {k for k in keys if k.endswith((".attn.bias", ".attn.masked_bias"))}  # the causal mask, no weight
     found = {
-        k: tuple(f.get_slice(keys[k]).get_shape())
+        k: tuple(files[keys[k]].get_slice(keys[k]).get_shape())
         for k in keys.keys() - buffers - ({"lm_head.weight"} if tied else set())
     }
     wrong = sorted(k for k in shapes.keys() | found.keys() if shapes.get(k) != found.get(k))
@@ -133,7 +214,7 @@ def _tensors(f, shapes, tied, path):
         )
     state = {}
     for name in shapes:
-        tensor = f.get_tensor(keys[name]).float()
+        tensor = files[keys[name]].get_tensor(keys[name]).float()
         if not tensor.isfinite().all():
             raise BaseError(f"{path}: {name} holds NaN or infinity: copy or download it again")
         # Conv1D computes x @ W with W (in, out), nn.Linear x @ W.T with W (out, in)

@@ -147,12 +147,14 @@ class GPT(nn.Module):
             presents.append(present)
         return self.transformer.ln_f(x), presents
 
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, seed=None, stop=None, use_cache=True):
+    def generate(
+        self, idx, max_new_tokens, temperature=1.0, top_k=None, seed=None, stop=None, never=None, use_cache=True
+    ):
         """`idx` (B, T) continued by up to `max_new_tokens` ids.
 
         temperature 0 takes the likeliest token; top_k keeps the k likeliest; seed makes the draw repeatable;
-        stop: a token id that ends a row (the row is then filled with it). A prompt longer than the context is
-        read from its end; past the context the window slides.
+        stop: a token id that ends a row (the row is then filled with it); never: ids that are not to be drawn. A prompt
+        longer than the context is read from its end; past the context the window slides.
         """
         past = None
 
@@ -165,7 +167,7 @@ class GPT(nn.Module):
                 hidden, past = self.hidden(idx[:, -1:], past)
             return self.lm_head(hidden[:, -1])
 
-        return decode(self, next_logits, idx, max_new_tokens, temperature, top_k, seed, stop)
+        return decode(self, next_logits, idx, max_new_tokens, temperature, top_k, seed, stop, never)
 
 
 @torch.no_grad()
@@ -178,6 +180,7 @@ def decode(
     top_k: int | None = None,
     seed: int | None = None,
     stop: int | None = None,
+    never: list[int] | None = None,
 ) -> torch.Tensor:
     """`idx` (B, T) continued by any model in eval mode, a token a row at a time; the options are those of `GPT.generate`.
 
@@ -192,7 +195,10 @@ def decode(
     model.eval()
     try:
         for _ in range(max_new_tokens):
-            new = sample(next_logits(idx).float(), temperature, top_k, generator)
+            logits = next_logits(idx).float()
+            if never:
+                logits[:, never] = float("-inf")
+            new = sample(logits, temperature, top_k, generator)
             if stop is not None:
                 new = torch.where(done, stop, new)
                 done |= new == stop

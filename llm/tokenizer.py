@@ -16,6 +16,7 @@ from llm.errors import TextError
 from llm.paths import TOKENIZER
 
 END_OF_TEXT = 50256
+PIECE = 100_000  # characters that are tokenized at once
 # tiktoken's own cache names a file by the sha1 of the address that it was published under, and so do we; beside it the
 # sha256 that OpenAI published: vocab.bpe, encoder.json
 TABLES = {
@@ -41,7 +42,35 @@ def get_tokenizer() -> tiktoken.Encoding:
 
 def encode(text: str) -> list[int]:
     """Token ids of `text`; a literal `<|endoftext|>` in it is ordinary text, never the special token."""
-    return get_tokenizer().encode_ordinary(text)
+    return in_pieces(get_tokenizer().encode_ordinary, text)
+
+
+def in_pieces(encode: Callable[[str], list[int]], text: str, size: int = PIECE) -> list[int]:
+    """`encode(text)`, a piece of `size` characters at a time: tokenizers hold many times what they read, or give up.
+
+    A piece ends behind a line break that follows a word and goes before one: no tokenizer in use joins the two, so the ids
+    are those of the whole. Where there is no such place it ends anywhere; the text still comes back as it was.
+    """
+    if len(text) <= size:
+        return encode(text)
+    lead, ids, start = encode("\n"), [], 0
+    while start < len(text):
+        end = _end(text, start, start + size)
+        # read behind its line break: some tokenizers put a blank before whatever they take for a text's beginning
+        behind = encode("\n" + text[start:end]) if start and text[start - 1] == "\n" else []
+        ids += behind[len(lead) :] if behind and behind[: len(lead)] == lead else encode(text[start:end])
+        start = end
+    return ids
+
+
+def _end(text, start, latest):
+    """Where the piece that begins at `start` ends."""
+    if latest >= len(text):
+        return len(text)
+    for at in range(latest, start + 1, -1):
+        if text[at - 1] == "\n" and text[at].isalnum() and not text[at - 2].isspace():
+            return at
+    return latest
 
 
 def decode(ids) -> str:
@@ -58,6 +87,16 @@ class Tokenizer:
     decode: Callable[..., str]  # of a list or a 1-D tensor
     end: int  # the token that ends a text
     size: int | None = None  # every id is below it, where that is known
+    begin: tuple[int, ...] = ()  # what every text that a base has seen began with, where there was such a token
+    holes: frozenset[int] = frozenset()  # ids below `size` that are no token
+
+    def start(self, text: str) -> list[int]:
+        """Tokens of a text from its beginning on: what a model is given to go on with."""
+        return [*self.begin, *self.encode(text)]
+
+    def unknown(self, rows: int) -> list[int]:
+        """Which of a model's `rows` of output are no token: vocabularies are padded to a round number."""
+        return [*sorted(self.holes), *range(rows if self.size is None else self.size, rows)]
 
 
 GPT2 = Tokenizer("gpt2", encode, decode, END_OF_TEXT, END_OF_TEXT + 1)

@@ -227,3 +227,19 @@ def test_a_single_row_is_one_sentence(tmp_path):
 def test_a_context_too_small_for_a_record_is_one_sentence():
     with pytest.raises(ValueError, match=r"^a record of \d+ tokens does not fit: a row may have 8 here$"):
         load_dataset("records", context=8)
+
+
+# the way in which prompt and completion are joined
+
+
+def test_a_prompt_that_ends_in_a_line_break_gets_no_other_in_training_and_when_it_is_asked(tmp_path):
+    for prompt in ("a", "a\n", "a\n\n###\n\n"):
+        path = jsonl(tmp_path / "a.jsonl", [{"prompt": prompt, "completion": "b"}] * 2)
+        x, y = next(load_dataset(path).batches(1, 0, 0))
+        assert decode(x[0][: list(y[0]).index(encode("b")[0]) + 1]) == examples.ask(prompt)
+        assert examples.ask(prompt) == prompt.removesuffix("\n") + "\n"
+
+
+def test_an_older_run_is_asked_as_it_was_trained_with_one_line_break_more():
+    assert [examples.ask(prompt, None) for prompt in ("a", "a\n")] == ["a\n", "a\n\n"]
+    assert examples.ask("a\n", examples.JOIN) == "a\n"

@@ -113,11 +113,13 @@ def test_an_unknown_task_is_one_sentence_with_the_names_there_are():
 class Scripted:
     """Answers each prompt with what the script has for it; counts the calls."""
 
+    config = SMALL
+
     def __init__(self, script):
         self.script, self.calls = script, []
 
-    def generate(self, prompts, max_new_tokens, temperature, stop):
-        assert temperature == 0.0 and stop == END_OF_TEXT
+    def generate(self, prompts, max_new_tokens, temperature, stop, never):
+        assert temperature == 0.0 and stop == END_OF_TEXT and never == []
         self.calls.append(len(prompts))
         rows = [(*ids, *self.script[decode(ids)][:max_new_tokens]) for ids in prompts.tolist()]
         width = max(map(len, rows))

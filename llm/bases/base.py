@@ -30,22 +30,33 @@ class Base:
     ) -> str:
         """The text that the model writes after `prompt`, up to the end token; temperature 0 takes the likeliest.
 
-        An empty prompt starts from the end token. A prompt longer than the context is read from its end.
+        An empty prompt starts from the beginning token, or else the end token. A prompt longer than the context is read
+        from its end, behind the beginning token.
         """
-        ids = self.tokenizer.encode(prompt) or [self.tokenizer.end]
-        if transformers_models.is_transformers(
-            self.model
-        ):  # no window of theirs slides: what is new must fit behind the prompt
-            ids = ids[-max(1, self.context - max_new_tokens) :]
+        begin = [*self.tokenizer.begin]
+        ids = self.tokenizer.encode(prompt)
+        room = self.context - len(begin)
+        if transformers_models.is_transformers(self.model):  # the window does not slide while what is new fits behind
+            room -= max_new_tokens
+        ids = begin + ids[-max(1, room) :] or [self.tokenizer.end]
         start = torch.tensor([ids], device=next(self.model.parameters()).device)
         options = dict(temperature=temperature, top_k=top_k, seed=seed, stop=self.tokenizer.end)
-        out = generate(self.model, start, max_new_tokens, **options)
+        out = generate(self.model, start, max_new_tokens, self.tokenizer, **options)
         new = out[0, len(ids) :].tolist()
         return self.tokenizer.decode(new[: new.index(self.tokenizer.end)] if self.tokenizer.end in new else new)
 
 
-def generate(model: nn.Module, idx: torch.Tensor, max_new_tokens: int, **options) -> torch.Tensor:
-    """`idx` (B, T) continued by any base's model; the options are those of `GPT.generate`."""
-    if transformers_models.is_transformers(model):
+def generate(
+    model: nn.Module, idx: torch.Tensor, max_new_tokens: int, tokenizer: Tokenizer | None = None, **options
+) -> torch.Tensor:
+    """`idx` (B, T) continued by any base's model; the options are those of `GPT.generate`.
+
+    tokenizer: ids that it does not have are never drawn, though the model may have rows for them.
+    """
+    theirs = transformers_models.is_transformers(model)
+    if tokenizer is not None:
+        rows = model.get_input_embeddings().weight.size(0) if theirs else model.config.vocab_size
+        options["never"] = tokenizer.unknown(rows)
+    if theirs:
         return transformers_models.generate(model, idx, max_new_tokens, **options)
     return model.generate(idx, max_new_tokens, **options)

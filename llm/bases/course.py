@@ -41,24 +41,32 @@ def _read_pt(path):
             "or move it away to use the shipped base"
         ) from None
     state = state.get("model", state) if isinstance(state, dict) else state
-    return state if isinstance(state, dict) else {}
+    if not isinstance(state, dict):
+        return {}
+    # torch.compile and DistributedDataParallel put their names before those of the model that they wrap
+    return {str(name).removeprefix("module.").removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
 
 
 def fill(path: Path, state: dict, config: GPTConfig | None = None) -> GPT:
     """A GPT in float32 and eval mode, by default the chapter-12 one, with the tensors of `state`, which came from `path`.
 
-    Raises BaseError when they are not just those that `config` asks for, before anything is allocated.
+    Raises BaseError when they are not just those that `config` asks for, before anything is allocated, or not finite.
     """
     what, cure = "the chapter-12 model", "move it away to use the shipped base"
     if config:
         what, cure = "the model that its config.json says", "copy or save the model again"
-    config = config or GPTConfig()
-    with torch.device("meta"):
-        shapes = {k: v.shape for k, v in GPT(config).state_dict().items()}
-    found = {str(k): getattr(v, "shape", None) for k, v in state.items()}
+    with torch.device("meta"):  # no second copy, and no random start that would be thrown away
+        model = GPT(config or GPTConfig())
+    shapes = {k: v.shape for k, v in model.state_dict().items()}
+    found = {k: getattr(v, "shape", None) for k, v in state.items()}
     wrong = sorted(k for k in shapes.keys() | found.keys() if shapes.get(k) != found.get(k))
     if wrong:
         raise BaseError(f"{path} does not hold {what}: {len(wrong)} tensors differ, {wrong[0]} first; {cure}")
-    model = GPT(config)
-    model.load_state_dict(state)
-    return model.eval()
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise BaseError(f"{path}: {name} holds NaN or infinity; {cure}")
+    # a copy of each: two names in a file may lie on one tensor, and would be trained as one
+    model.load_state_dict({name: tensor.detach().float().clone() for name, tensor in state.items()}, assign=True)
+    if model.config.tied_lm_head:
+        model.lm_head.weight = model.transformer.wte.weight
+    return model.requires_grad_(True).eval()

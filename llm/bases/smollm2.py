@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from llm.bases.transformers_models import quiet
+from llm.bases.theirs import line, quiet
 from llm.errors import BaseError, TextError
 from llm.files import whole_folder
 from llm.paths import CACHE
@@ -45,9 +45,9 @@ def unpack_gguf(gguf: Path, folder: Path) -> None:
         try:
             packed = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
-        except ImportError:
+        except ImportError as error:  # not there, too old, or broken: transformers says which
             raise BaseError(
-                "this base needs gguf to be unpacked: run `make real`, or pip install -e '.[real]'"
+                f"this base needs gguf to be unpacked ({line(error)}): run `make real`, or pip install -e '.[real]'"
             ) from None
         config = copy.deepcopy(packed.config)
         # it would call the model quantized for ever, and refuse to save it; older versions set none

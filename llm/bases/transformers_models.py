@@ -3,28 +3,21 @@
 transformers is imported where it is used: who only adapts the course's own model does not have it.
 """
 
-import hashlib
 import sys
-from contextlib import contextmanager
-from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from llm.bases.theirs import line, quiet, theirs
+from llm.bases.transformers_tokenizers import TransformersTokenizer, check_fit, read_tokenizer
 from llm.errors import BaseError
+from llm.gpt2_weights import ADAPTER, weights
 from llm.lora import LoraLinear
 from llm.loss import next_token_loss
 from llm.model import decode
-from llm.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class TransformersTokenizer(Tokenizer):
-    """A `Tokenizer` that remembers the one of transformers behind it, to save it with its model."""
-
-    source: object = None
 
 
 def is_transformers(model: nn.Module) -> bool:
@@ -33,29 +26,24 @@ def is_transformers(model: nn.Module) -> bool:
     return transformers is not None and isinstance(model, transformers.PreTrainedModel)
 
 
-@contextmanager
-def quiet():
-    """transformers without its progress bars; afterwards they are as they were."""
-    try:
-        from transformers.utils import logging
-    except ImportError:
-        raise BaseError("this base needs transformers: run `make real`, or pip install -e '.[real]'") from None
-    before = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar(), logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before[1])
-        if before[0]:
-            logging.enable_progress_bar()
+def read_both(folder: Path, dtype: torch.dtype, name: str | None = None) -> tuple[TransformersTokenizer, nn.Module]:
+    """Tokenizer (called `name`) and model of `folder`. Raises BaseError as both do, and when they do not fit together."""
+    tokenizer, model = read_tokenizer(folder, name), read(folder, dtype)
+    check_fit(tokenizer, model.get_input_embeddings().weight.size(0), folder)
+    return tokenizer, model
 
 
 def read(folder: Path, dtype: torch.dtype) -> nn.Module:
     """The causal language model in `folder`, in eval mode: safetensors alone, no code from the folder, no network.
 
-    Raises BaseError when it is damaged, of an unknown kind, or its weights are not all there.
+    Weights are in `dtype`, buffers as the model itself has them; the global random numbers stay where they were.
+    Raises BaseError when it is damaged, of an unknown kind, its weights are not all there, or it cannot be trained here.
     """
-    with quiet():
+    if (folder / ADAPTER).is_file():  # transformers would put it on, and say nothing
+        raise BaseError(
+            f"{folder} holds a model and an adapter: move the adapter's two files into a folder of their own"
+        )
+    with quiet(), torch.random.fork_rng(devices=[]):
         from transformers import AutoModelForCausalLM
 
         try:
@@ -72,7 +60,7 @@ def read(folder: Path, dtype: torch.dtype) -> nn.Module:
         except Exception as error:  # transformers raises a dozen kinds here, some of many lines
             if "can't allocate memory" in str(error):
                 raise
-            raise BaseError(f"transformers cannot read {folder} ({_line(error)}): copy or download it again") from None
+            raise BaseError(f"transformers cannot read {folder} ({line(error)}): {_cure(str(error))}") from None
     lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if lost:
         raise BaseError(
@@ -81,40 +69,45 @@ def read(folder: Path, dtype: torch.dtype) -> nn.Module:
     for name, p in model.named_parameters():
         if not p.isfinite().all():
             raise BaseError(f"{folder}: {name} holds NaN or infinity in {dtype}: use float32, or copy it again")
-    return model.eval()
+    _check_head(model, folder)
+    _try(model.eval(), folder)
+    return model
 
 
-def _line(error):
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200].rstrip(".:")
+def _cure(said):
+    if "trust_remote_code" in said:
+        return "it wants code from its folder, which is never run here: take a model that transformers itself knows"
+    if "does not recognize" in said or "Unrecognized" in said:
+        return "it writes no text, or a newer transformers knows it"
+    return "copy or download it again, or try a newer transformers"
 
 
-def read_tokenizer(folder: Path, name: str | None = None) -> TransformersTokenizer:
-    """The tokenizer in `folder`. Raises BaseError when there is none, or none that says how a text ends."""
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise BaseError(f"{folder} has no tokenizer.json: copy the tokenizer's files into it too")
-    with quiet():
-        from transformers import AutoTokenizer
-
-        try:
-            source = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:
-            raise BaseError(
-                f"transformers cannot read the tokenizer in {folder} ({_line(error)}): copy it again"
-            ) from None
-    if source.eos_token_id is None:
+def _check_head(model, folder):
+    """Refuse a head that stands in the file and was dropped, because the config says that it is the embedding."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return
+    names = [name.rpartition(".")[2] for name, module in model.named_modules() if module in (head, embedding)]
+    ends = tuple(f"{name}.weight" for name in names)  # a file may leave out or add what stands before them
+    with weights(folder) as files:
+        found = [files[key].get_tensor(key) for key in files if key.endswith(ends)]
+    if len(found) == 2 and not (found[0].shape == found[1].shape and torch.equal(*found)):
         raise BaseError(
-            f"the tokenizer in {folder} names no eos_token, the token that ends a text: set one and save it"
+            f"{folder} holds a head that is not its embedding, and its config.json says that they are one: set "
+            '"tie_word_embeddings" to false there'
         )
-    return TransformersTokenizer(
-        name or f"tokenizer-{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}",
-        lambda text: source.encode(text, add_special_tokens=False, split_special_tokens=True),
-        lambda ids: source.decode(list(map(int, ids)), clean_up_tokenization_spaces=False),
-        source.eos_token_id,
-        len(source),
-        source,
-    )
+
+
+def _try(model, folder):
+    """Let it read before anybody trains it: it is graded as `loss` grades and continued as `generate` continues."""
+    with quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with theirs(f"the model in {folder} reads no text", "take another base"):
+            x = _some_ids(model)
+            end = torch.tensor([[0, 0, 0, 1]])
+            one, other = (_logits(model, ids)[:, :3].float() for ids in (x, x - end))
+            _plain_logits(model), _caches(model)
+        if not torch.allclose(one, other, rtol=1e-2, atol=1e-4):
+            raise BaseError(f"the model in {folder} looks ahead at the text that it is to write: take another base")
 
 
 def write(model: nn.Module, tokenizer: TransformersTokenizer, folder: Path) -> None:
@@ -124,7 +117,8 @@ def write(model: nn.Module, tokenizer: TransformersTokenizer, folder: Path) -> N
     model.config.tie_word_embeddings = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     try:
         with quiet():
-            model.save_pretrained(folder), tokenizer.source.save_pretrained(folder)
+            model.save_pretrained(folder)
+        tokenizer.save(folder)
     finally:
         model.config.tie_word_embeddings = before
 
@@ -133,41 +127,98 @@ def loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Mean next-token loss of a transformers model, a `training.Loss`: x, y (rows, block), logits never held whole."""
     head = model.get_output_embeddings()
     if type(head) in (nn.Linear, LoraLinear) and _plain_logits(model):
-        hidden, weight = model.base_model(input_ids=x, use_cache=False)[0], head.weight  # (rows, block, d), (vocab, d)
+        hidden, weight = (
+            model.base_model(input_ids=x, **_uncached(model.base_model))[0],
+            head.weight,
+        )  # (rows, block, d), (vocab, d)
         if head.bias is not None:  # one more column that is always 1
             hidden = F.pad(hidden, (0, 1), value=1.0)
             weight = torch.cat((weight, head.bias[:, None]), dim=1)
         return next_token_loss(hidden, weight, y)
-    logits = model(input_ids=x, use_cache=False).logits  # a kind of head that only the model itself knows
+    logits = _logits(model, x)  # a kind of head that only the model itself knows
     return F.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
 
 
+def _uncached(module):
+    """The argument that keeps it from filling a cache, where it has one."""
+    return {"use_cache": False} if {"use_cache", "kwargs"} & signature(module.forward).parameters.keys() else {}
+
+
+def _logits(model, idx):
+    return model(input_ids=idx, **_uncached(model)).logits
+
+
+def _some_ids(model):
+    """Four tokens to ask a model something with (1, 4)."""
+    rows = model.get_input_embeddings().weight.size(0)
+    return (torch.arange(2, 6, device=next(model.parameters()).device) % rows)[None]
+
+
+def _asked(question):
+    """What `question` answers of a model in eval mode, asked once a model."""
+
+    def answer(model):
+        if question.__name__ not in model.__dict__:
+            was_training = model.training
+            model.eval()
+            with torch.no_grad():
+                setattr(model, question.__name__, question(model))
+            model.train(was_training)
+        return model.__dict__[question.__name__]
+
+    return answer
+
+
+@_asked
 def _plain_logits(model):
-    """Whether logits are head(hidden) and nothing more; some models scale them or cap them. Asked once a model."""
-    if "_plain_logits" not in model.__dict__:
-        device, was_training = next(model.parameters()).device, model.training
-        model.eval()
-        with torch.no_grad():
-            x = torch.arange(1, 4, device=device)[None]
-            own = model.get_output_embeddings()(model.base_model(input_ids=x, use_cache=False)[0])
-            model._plain_logits = torch.allclose(own, model(input_ids=x, use_cache=False).logits, rtol=1e-3, atol=1e-5)
-        model.train(was_training)
-    return model._plain_logits
+    """Whether logits are head(hidden) and nothing more; some models scale them or cap them."""
+    x, head = _some_ids(model), model.get_output_embeddings()
+    if not isinstance(head, nn.Module):
+        return False
+    own = head(model.base_model(input_ids=x, **_uncached(model.base_model))[0])
+    return torch.allclose(own, _logits(model, x), rtol=1e-3, atol=1e-5)
 
 
-def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, seed=None, stop=None):
+@_asked
+def _caches(model):
+    """Whether it goes on from keys and values as a Llama does; some keep a state of another kind, or none."""
+    x = _some_ids(model)
+    try:
+        past = model.base_model(input_ids=x[:, :-1], use_cache=True).past_key_values
+        one = model(input_ids=x[:, -1:], past_key_values=past, use_cache=True)
+        return one.past_key_values is not None and torch.allclose(
+            one.logits[:, -1].float(), _logits(model, x)[:, -1].float(), rtol=1e-2, atol=1e-2
+        )
+    except Exception:  # whatever it says to arguments that it does not know
+        return False
+
+
+def context(model: nn.Module) -> int:
+    """The most tokens that it reads at once, 1,024 where its config does not say."""
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "context_length"):
+        if type(length := getattr(config, name, None)) is int and length > 0:
+            return length
+    return 1024
+
+
+def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, seed=None, stop=None, never=None):
     """`idx` (B, T) continued by a transformers model; the options are those of the course's `GPT.generate`.
 
+    A prompt longer than the context is read from its end; past the context the window slides.
     transformers' own `generate` draws from the global generator, and takes further options from the model's folder.
     """
-    past = None
+    past, most, caches = None, context(model), _caches(model)
 
     def next_logits(idx):
         nonlocal past
+        if not caches or idx.size(1) > most:  # positions are absolute in many a model: every cached key is stale
+            return _logits(model, idx[:, -most:])[:, -1]
         if past is None and idx.size(1) > 1:  # without the head: logits of a whole prompt can be half a gigabyte
             past = model.base_model(input_ids=idx[:, :-1], use_cache=True).past_key_values
         out = model(input_ids=idx[:, -1:], past_key_values=past, use_cache=True)
         past = out.past_key_values
         return out.logits[:, -1]
 
-    return decode(model, next_logits, idx, max_new_tokens, temperature, top_k, seed, stop)
+    with quiet(), theirs(f"the model {type(model).__name__} cannot go on with this text", "take another base"):
+        return decode(model, next_logits, idx, max_new_tokens, temperature, top_k, seed, stop, never)

@@ -39,7 +39,7 @@ def generate(
     loaded = _base(base or report.get("base", "course"), dtype, device)
     if adapter is not None:
         load_adapter(loaded.model, adapter)
-    asked = ask(prompt) if report.get("completes") and not prompt.endswith("\n") else prompt
+    asked = ask(prompt, report.get("join")) if report.get("completes") else prompt
     text = loaded.generate(asked, max_new_tokens, temperature, top_k, seed)
     if as_json:
         show_json(prompt=prompt, text=text, base=loaded.name, adapter=adapter and str(adapter), seed=seed)

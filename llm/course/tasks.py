@@ -54,13 +54,14 @@ def load_task(
         block, text = block or 64, corpora.load(name, tokenizer=tokenizer)
         plays = heldout_batches(text.heldout, block=block, limit=limit)
         held = [_after(*pair) for pair in zip(speeches(limit, tokenizer, block), plays)]
-        return Task(name, lambda seed: batches(text.train, rows or 16, block, seed=seed), held)
+        return Task(name, lambda seed: batches(text.train, rows or 16, block, seed=seed, begin=tokenizer.begin), held)
     raise SettingError(f'there is no task called {name!r}: choose "records" or "shakespeare"')
 
 
 def speeches(limit: int = 4, tokenizer: Tokenizer = GPT2, block: int = 64) -> list[Batch]:
     """Held-out speeches, on which forgetting is measured: the base knows them and no task trains them."""
-    return heldout_batches(corpora.load("speeches", tokenizer=tokenizer).heldout, block=block, limit=limit)
+    text = corpora.load("speeches", tokenizer=tokenizer).heldout
+    return heldout_batches(text, block=block, limit=limit, begin=tokenizer.begin)
 
 
 def final_norm_only(model: nn.Module) -> nn.Module:
@@ -101,12 +102,12 @@ def answers(
     found = [""] * len(records)
     by_length: dict[int, list[int]] = {}
     device = next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None
-    prompts = [tokenizer.encode(ask(record.sentence)) for record in records]
+    prompts = [tokenizer.start(ask(record.sentence)) for record in records]
     for i, ids in enumerate(prompts):  # prompts of one length go through the model together
         by_length.setdefault(len(ids), []).append(i)
     for length, rows in by_length.items():
         together = torch.tensor([prompts[i] for i in rows], device=device)
-        out = bases.generate(model, together, max_new_tokens, temperature=0.0, stop=tokenizer.end)
+        out = bases.generate(model, together, max_new_tokens, tokenizer, temperature=0.0, stop=tokenizer.end)
         for i, ids in zip(rows, out[:, length:].tolist()):
             found[i] = _read(ids, tokenizer)
     return found

@@ -25,6 +25,7 @@ from llm.finetune.torchrun import ALONE, Group, guarded
 from llm.lora import apply_lora, lora_layers
 from llm.model import GPTConfig
 from llm.text.dataset import Dataset, load_dataset
+from llm.text.examples import JOIN
 from llm.training import Step, evaluate, make_optimizer, train
 
 RESUME, REPORT = "resume.pt", "run.json"
@@ -87,7 +88,7 @@ class Run:
         state |= dict(optimizer=self.optimizer.state_dict())
         files.replace(self.out / RESUME, partial(torch.save, state))
         save_adapter(self.base.model, self.out)
-        report = asdict(self.settings) | dict(done=self.done, completes=self.data.completes)
+        report = asdict(self.settings) | dict(done=self.done, completes=self.data.completes, join=JOIN)
         files.replace(self.out / REPORT, lambda path: path.write_text(json.dumps(report, indent=2) + "\n", "utf-8"))
 
     def _batches(self):

@@ -9,6 +9,7 @@ from itertools import count
 import torch
 
 from llm.errors import SettingError
+from llm.loss import IGNORE
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, both (rows, block)
 # The seed of what no training run reads. Not a negative one: Python's generator drops the sign, and -1 gave the
@@ -27,28 +28,44 @@ def draw(n: int, rows: int, seed: int) -> torch.Tensor:
     return torch.randint(n, (rows,), generator=torch.Generator().manual_seed(seed))
 
 
-def batches(tokens: torch.Tensor, rows: int = 32, block: int = 64, seed: int = 0, start: int = 0) -> Iterator[Batch]:
+def batches(
+    tokens: torch.Tensor, rows: int = 32, block: int = 64, seed: int = 0, start: int = 0, begin: tuple[int, ...] = ()
+) -> Iterator[Batch]:
     """Random windows of `tokens` for ever: inputs (rows, block) and the same windows one token on.
 
+    begin: the tokens that texts of this base began with. They stand before each window, as they will stand before each
+    prompt: a model may have put into that place what it cannot read without. What comes next is the middle of a text,
+    and does not count.
     Raises SettingError when the stream is shorter than one window.
     """
-    _check(tokens, block)
-    return endless(lambda own: _windows(tokens, draw(len(tokens) - block, rows, own), block), seed, start)
+    block = _check(tokens, block, begin)
+    return endless(lambda own: _windows(tokens, draw(len(tokens) - block, rows, own), block, begin), seed, start)
 
 
-def heldout_batches(tokens: torch.Tensor, rows: int = 32, block: int = 64, limit: int = 8) -> list[Batch]:
+def heldout_batches(
+    tokens: torch.Tensor, rows: int = 32, block: int = 64, limit: int = 8, begin: tuple[int, ...] = ()
+) -> list[Batch]:
     """Up to `limit` batches of windows spread evenly over `tokens`: the same ones every time."""
-    _check(tokens, block)
+    block = _check(tokens, block, begin)
     count = min(rows * limit, (len(tokens) - 1) // block)
     at = torch.linspace(0, len(tokens) - block - 1, count).long()
-    return [_windows(tokens, some, block) for some in at.split(rows)]
+    return [_windows(tokens, some, block, begin) for some in at.split(rows)]
 
 
-def _check(tokens, block):
+def _check(tokens, block, begin):
+    """How many tokens of the text a window of `block` holds."""
+    if block <= len(begin):
+        raise SettingError(
+            f"a window of {block} has no room behind the token that a text begins with: give a larger one"
+        )
     if len(tokens) <= block:
         raise SettingError(f"{len(tokens)} tokens are too few for one window of {block} + 1: give a longer text")
+    return block - len(begin)
 
 
-def _windows(tokens, at, block):
+def _windows(tokens, at, block, begin):
     window = tokens[at[:, None] + torch.arange(block + 1)]  # (rows, block + 1)
-    return window[:, :-1], window[:, 1:]
+    first = torch.tensor([begin] * len(at), dtype=window.dtype).view(len(at), len(begin))
+    x, y = torch.cat((first, window[:, :-1]), dim=1), torch.cat((first, window[:, 1:]), dim=1)
+    y[:, : len(begin)] = IGNORE
+    return x, y

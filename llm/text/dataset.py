@@ -56,28 +56,29 @@ def load_dataset(data: str, tokenizer: Tokenizer = GPT2, context: int = 64, bloc
         return _records(tokenizer, limit)
     if data in download.sources():
         text = corpora.load(data, tokenizer=tokenizer)
-        return _text(text.train, text.heldout, window, download.sources()[data]["sha256"])
+        return _text(text.train, text.heldout, window, tokenizer.begin, download.sources()[data]["sha256"])
     path = Path(data)
     raw = decoding.read(path, names())
     digest = hashlib.sha256(raw).hexdigest()
     text = decoding.decode(path, raw)
     if path.suffix == ".jsonl":
         return _completions(path, read_rows(path, text, tokenizer, limit), tokenizer, digest)
-    ids = torch.tensor([*tokenizer.encode(text), tokenizer.end])
+    ids = tokenizer.encode(text)
+    ids = torch.tensor(ids + [tokenizer.end])
     held = max(len(ids) // 10, window + 1)  # the end of the text: no window lies in both
     if len(ids) - held <= window:
         raise TextError(
             f"{path} is too short: {len(ids)} tokens, and windows of {window} need {2 * (window + 1)} to train on some and "
             "hold some out; give a longer text or a smaller --block"
         )
-    return _text(ids[:-held], ids[-held:], window, digest)
+    return _text(ids[:-held], ids[-held:], window, tokenizer.begin, digest)
 
 
-def _text(train, heldout, window, digest):
+def _text(train, heldout, window, begin, digest):
     def made(rows, seed, start):
-        return batches(train, rows, window, seed, start)
+        return batches(train, rows, window, seed, start, begin)
 
-    return Dataset(made, heldout_batches(heldout, HELD // 4, window, limit=4), digest, completes=False)
+    return Dataset(made, heldout_batches(heldout, HELD // 4, window, limit=4, begin=begin), digest, completes=False)
 
 
 def _records(tokenizer, limit):

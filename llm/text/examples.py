@@ -8,17 +8,21 @@ from llm.text.batches import Batch
 from llm.tokenizer import GPT2, Tokenizer
 
 BREAK = "\n"  # between prompt and completion
+JOIN = "a line break, unless the prompt ends in one"  # what `run.json` says of how the two are joined
 Example = tuple[list[int], list[int]]  # prompt and completion, both tokens
 
 
-def ask(prompt: str) -> str:
-    """A prompt as a model is given it, in training and when it is asked: with a line break behind it."""
-    return prompt + BREAK
+def ask(prompt: str, join: str | None = JOIN) -> str:
+    """A prompt as a model is given it, in training and when it is asked: it ends in a line break.
+
+    join: what the run's report says; one of an older run says nothing, and got one line break more whatever it ended in.
+    """
+    return prompt if join == JOIN and prompt.endswith(BREAK) else prompt + BREAK
 
 
 def example(prompt: str, completion: str, tokenizer: Tokenizer = GPT2) -> Example:
-    """Prompt and completion as tokens, the end token behind."""
-    return tokenizer.encode(ask(prompt)), [*tokenizer.encode(completion), tokenizer.end]
+    """Prompt and completion as tokens: the beginning token, if there is one, before them and the end token behind."""
+    return tokenizer.start(ask(prompt)), [*tokenizer.encode(completion), tokenizer.end]
 
 
 def length(row: Example) -> int:
