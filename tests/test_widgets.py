@@ -1,14 +1,18 @@
 """The widgets, driven as a hand would: a control moves, and text and picture follow."""
 
+import gc
 import io
 import threading
 import time
+import weakref
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from ipywidgets.widgets.widget import _instances
 from matplotlib.figure import Figure
 
+from llm import spectra
 from llm.adapters import save_adapter
 from llm.course.matrices import noise
 from llm.course.widgets import voices as voices_widget
@@ -167,6 +171,35 @@ def test_an_empty_prompt_and_a_broken_adapter_get_a_sentence_and_the_explorer_go
     assert "is damaged" in voices.text.value
     voices.choice.value = "<b>code</b>"
     assert "swapped in" in voices.text.value
+
+
+def test_a_cell_that_runs_again_frees_the_voices_before_and_their_model(voices):
+    gc.collect()
+    before, model = len(_instances), weakref.ref(voices._model)
+    again = Voices(GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16)), voices._folders, "My lord")
+    gc.collect()
+    assert model() is None and len(_instances) == before
+    again.close()
+
+
+def test_a_cell_that_runs_again_frees_the_explorer_before_and_its_updates(monkeypatch):
+    made = []
+    decompose = spectra.decompose
+    monkeypatch.setattr(spectra, "decompose", lambda w: made.append(decompose(w)) or made[-1])
+    deltas = {"records": {"transformer.h.0.attn.c_attn.weight": noise(24, 16)}}
+    out = [delta_explorer(deltas)]  # as IPython's `Out` does
+    before, held = len(_instances), weakref.ref(made.pop().u)
+    out.append(delta_explorer(deltas))
+    gc.collect()
+    assert held() is None and len(_instances) == before
+
+
+def test_no_key_waits_for_a_decomposition(monkeypatch):
+    deltas = {task: {f"transformer.h.{i}.attn.c_attn.weight": noise(24, 16) for i in range(2)} for task in ("a", "b")}
+    explorer = delta_explorer(deltas)
+    monkeypatch.setattr(spectra, "decompose", None)
+    explorer.controls["task"].value = "b"
+    explorer.controls["layer"].value = explorer.controls["layer"].options[1][1]
 
 
 def together(*acts, times=12):

@@ -4,17 +4,16 @@ import torch
 
 from llm import spectra
 from llm.course.figures import spectrum
-from llm.course.widgets.explorer import Explorer, choice, slider
+from llm.course.widgets.explorer import Explorer, choice, slider, take_the_place_of_the_last
 
 
 def delta_explorer(deltas: dict[str, dict[str, torch.Tensor]]) -> Explorer:
     """A layer's delta W and its best rank-r part. deltas: task -> weight name -> (out, in)."""
-    done: dict[tuple[str, str], spectra.Parts] = {}  # a decomposition costs more than a picture
+    # all of them before the first key: one costs as much as a picture, and several times that on a busy machine
+    done = {task: {name: spectra.decompose(w) for name, w in named.items()} for task, named in deltas.items()}
 
     def numbers(task: str, layer: str, r: int) -> tuple[spectra.Parts, int]:
-        if (task, layer) not in done:
-            done[task, layer] = spectra.decompose(deltas[task][layer])
-        return done[task, layer], r
+        return done[task][layer], r
 
     def describe(found: tuple) -> str:
         parts, r = found
@@ -27,4 +26,6 @@ def delta_explorer(deltas: dict[str, dict[str, torch.Tensor]]) -> Explorer:
         "layer": choice("layer", [(name.removeprefix("transformer.").removesuffix(".weight"), name) for name in first]),
         "r": slider("rank r", 8, 1, 64),
     }
-    return Explorer(controls, numbers, spectrum, describe)
+    made = Explorer(controls, numbers, spectrum, describe)
+    take_the_place_of_the_last("delta explorer", made)  # it holds every layer's singular vectors
+    return made

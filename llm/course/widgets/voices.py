@@ -10,7 +10,7 @@ import ipywidgets as widgets
 
 from llm.adapters import load_adapter
 from llm.course.tasks import respond
-from llm.course.widgets.explorer import live
+from llm.course.widgets.explorer import close_parts, live, take_the_place_of_the_last
 from llm.errors import AdapterError
 from llm.lora import remove_lora
 from llm.model import GPT
@@ -20,11 +20,13 @@ class Voices(widgets.VBox):
     """Pick an adapter, hear the same prompt answered by it; what was heard stays, for comparison.
 
     model: a base of the explorer's own, on which adapters are swapped; folders: adapter folders by name.
+    A new one takes the place of the one before it.
     """
 
     BASE = "no adapter"
 
     def __init__(self, model: GPT, folders: dict[str, Path], prompt: str):
+        take_the_place_of_the_last("voices", self)
         self._model, self._folders, self._heard, self._lock = model, folders, {}, threading.RLock()
         self.choice = widgets.Dropdown(options=[self.BASE, *folders], description="adapter")
         self.prompt = widgets.Text(
@@ -35,6 +37,12 @@ class Voices(widgets.VBox):
         self.choice.observe(self.answer, names="value")
         self.prompt.observe(self._new_prompt, names="value")
         super().__init__([self.choice, self.prompt, self.text, self.answers])
+
+    def close(self) -> None:
+        """Let go of the model and of all widgets."""
+        self._model = None
+        close_parts(self)
+        super().close()
 
     def _new_prompt(self, _change: Any) -> None:
         with self._lock:
