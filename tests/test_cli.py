@@ -22,9 +22,10 @@ from llm.bases import smollm2
 from llm.cli import doctor
 from llm.cli.app import app
 from llm.cli.console import Stop
-from llm.errors import BaseError, SettingError
+from llm.errors import AdapterError, BaseError, SettingError
 from llm.finetune import run as runs
 from llm.finetune.resume import resume
+from llm.finetune.run import RESUME
 from llm.finetune.settings import Settings
 from llm.text import corpora, download
 
@@ -64,6 +65,38 @@ def made(tiny, capsys):
     assert main(["finetune", "text.txt", "--base", tiny, "--out", "made", "--steps", "3", "--lr", "0.5", *QUICK]) == 0
     capsys.readouterr()
     return "made"
+
+
+# consoles
+
+
+CONSOLES = [dict(PYTHONIOENCODING="cp1252"), dict(PYTHONIOENCODING="ascii:strict"), dict(LC_ALL="C", PYTHONUTF8="0")]
+
+
+@pytest.mark.parametrize("console", CONSOLES, ids=lambda env: " ".join(env.values()))
+def test_what_a_console_cannot_show_costs_no_run_and_no_text(tiny, monkeypatch, console):
+    for name, value in (dict(PYTHONCOERCECLOCALE="0") | console).items():
+        monkeypatch.setenv(name, value)
+    ran = start("finetune", "text.txt", "--base", tiny, "--out", "Модель", "--steps", "2", *QUICK)
+    out, err = ran.communicate()
+    assert ran.returncode == 0 and "the adapter is in " in out, err
+    assert (Path("Модель") / TENSORS).is_file()
+    ran = start("adapters", "Модель", "--json")
+    out, err = ran.communicate()
+    assert ran.returncode == 0 and os.fsencode(json.loads(out)["adapters"][0]["folder"]) == "Модель".encode(), err
+    ran = start("adapters", "Модель")
+    assert "rank 2" in ran.communicate()[0] and ran.returncode == 0
+
+
+@pytest.mark.parametrize("to", [">&-", "2>&-", ">/dev/full", "| true", ">&- 2>&-"])
+def test_a_run_whose_output_nobody_takes_trains_to_its_end(tiny, to):
+    argv = ["finetune", "text.txt", "--base", tiny, "--out", "out", "--steps", "4", "--json", *QUICK]
+    command = shlex.join([sys.executable, "-m", "llm", *argv])
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command} {to}"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and (Path("out") / TENSORS).exists() and not (Path("out") / RESUME).exists(), (
+        done.stderr
+    )
 
 
 # help
@@ -333,6 +366,32 @@ def test_a_defect_is_not_dressed_up_as_a_mistake_of_the_learners(capsys, monkeyp
     monkeypatch.setattr(bases, "load", broken)
     with pytest.raises(RuntimeError, match="a defect"):
         main(["generate", "x"])
+
+
+@pytest.mark.parametrize(
+    "argv", [["generate", "x"], ["finetune", "records"], ["merge", "made", "--out", "o"]], ids=" ".join
+)
+def test_a_value_error_that_is_not_ours_is_a_defect_and_keeps_its_traceback(made, monkeypatch, argv):
+    def broken(*_, **__):
+        raise ValueError("not ours")
+
+    monkeypatch.setattr(bases, "load", broken)
+    with pytest.raises(ValueError, match="not ours"):
+        main(argv)
+
+
+def test_debug_shows_where_an_error_of_ours_came_from_wherever_it_stands_but_not_behind_two_dashes(capsys):
+    for argv in (["--debug", "adapters", "nowhere"], ["adapters", "nowhere", "--debug"]):
+        main(argv)  # the command itself says what is wrong with each of several
+    for argv in (
+        ["--debug", "generate", "x", "--adapter", "nowhere"],
+        ["generate", "x", "--adapter", "nowhere", "--debug"],
+    ):
+        with pytest.raises(AdapterError, match="nowhere does not exist"):
+            main(argv)
+    capsys.readouterr()
+    code, out, err = said(capsys, "generate", "--adapter", "nowhere", "--", "--debug")
+    assert (code, out) == (1, "") and err.startswith("error: nowhere does not exist")
 
 
 def test_without_torch_the_commands_point_to_the_doctor_and_the_doctor_says_what_is_missing():

@@ -1,4 +1,4 @@
-"""What every command needs around it: errors in one sentence, Ctrl-C and SIGTERM, JSON. Knows no command.
+"""What every command needs around it: errors in one sentence, Ctrl-C and SIGTERM, output, JSON. Knows no command.
 
 Imports nothing that takes time, so that `--help` is there at once.
 """
@@ -32,6 +32,27 @@ def complain(said: str) -> None:
     print(f"error: {said}" if rank == "0" else f"error: process {rank}: {said}", file=sys.stderr)
 
 
+def settle_streams() -> None:
+    """Let stdout and stderr take whatever is printed: what their encoding lacks becomes a mark, not an error."""
+    for name, mark in (("stdout", "replace"), ("stderr", "backslashreplace")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started this process
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=mark)
+
+
+def say(text: str) -> None:
+    """Print a line at once; when nobody reads any more, say so once and let the work go on, as it is worth more."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"what is printed is lost from here on ({error.strerror}); the work goes on", file=sys.stderr)
+
+
 def fail(said: str) -> typer.Exit:
     """Say what is wrong, and give the exit to raise."""
     complain(said)
@@ -42,6 +63,7 @@ class Commands(TyperGroup):
     """The commands, in none of which an error that is ours ends in a traceback, unless `--debug` asks for it."""
 
     def main(self, args=None, **extra):
+        settle_streams()
         args = list(sys.argv[1:] if args is None else args)
         end = args.index("--") if "--" in args else len(args)  # behind it all is text
         self.debug = DEBUG in args[:end]
@@ -96,5 +118,10 @@ class Stop:
 
 
 def show_json(**found) -> None:
-    """One JSON object on a line of stdout."""
-    print(json.dumps(found, ensure_ascii=False), flush=True)
+    """One JSON object on a line of stdout, readable where its encoding has the letters, in escapes where not."""
+    text = json.dumps(found, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # a replaced character would be another text
+        text = json.dumps(found)
+    say(text)
