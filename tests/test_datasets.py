@@ -197,7 +197,12 @@ def test_a_text_of_one_line_says_how_much_is_needed_and_just_enough_will_do(tmp_
         ('["a", "b"]', "is not an object"),
         ("7", "is not an object"),
         ("null", "is not an object"),
-        ('{"prompt": "a"}', "has no 'completion'"),
+        ('{"prompt": "a"}', "has no 'completion', it has 'prompt'"),
+        ('{"instruction": "a", "output": "b"}', "has no 'prompt', it has 'instruction', 'output'"),
+        ("{}", "has no 'prompt', it has nothing"),
+        ('{"prompt": "a", "prompt": "b", "completion": "c"}', "the key 'prompt' stands twice: give each once"),
+        ('{"prompt": "a", "completion": "c", "id": {"x": 1, "x": 2}}', "the key 'x' stands twice"),
+        ('{"prompt": "a", "completion": "c", "id": ' + "1" * 5000 + "}", "holds a number that is too long"),
         ('{"completion": "a"}', "has no 'prompt'"),
         ('{"prompt": "a", "completion": 7}', "its completion is not a text or is empty"),
         ('{"prompt": null, "completion": "a"}', "its prompt is not a text or is empty"),
@@ -216,8 +221,20 @@ def test_a_row_that_does_not_fit_the_context_names_its_line_and_one_that_just_fi
     fits = {"prompt": "p", "completion": "c" * 6}  # p, line break, six: eight inputs, the end is only a target
     assert next(load_dataset(jsonl(tmp_path / "a.jsonl", [fits, fits]), BYTES, 8).batches(1, 0, 0))[0].size(1) == 8
     path = jsonl(tmp_path / "b.jsonl", [fits, fits | {"completion": "c" * 7}])
-    assert_refused(path, f"{path}, line 2 is too long: 9 tokens, and 8 fit", tokenizer=BYTES, context=8)
-    assert_refused(path, "line 1 is too long: 8 tokens, and 7 fit", tokenizer=BYTES, context=8, block=7)
+    assert_refused(path, f"{path}, line 2 is too long: up to 9 tokens, and 8 fit", tokenizer=BYTES, context=8)
+    assert_refused(path, "lines 1, 2 are too long: up to 9 tokens, and 7 fit", tokenizer=BYTES, context=8, block=7)
+
+
+def test_all_rows_that_are_too_long_are_named_at_once_or_left_out_and_counted(tmp_path):
+    fits, long = ({"prompt": "p", "completion": "c" * n} for n in (6, 9))
+    path = jsonl(tmp_path / "a.jsonl", [fits, long] * 20)
+    assert_refused(path, "lines 2, 4, 6, 8, 10, 12, 14, 16 and 12 more are too long", tokenizer=BYTES, context=8)
+    data = load_dataset(path, BYTES, 8, skip_long=True)
+    assert data.skipped == 20 and next(data.batches(30, 0, 0))[0].size(1) == 8
+    assert load_dataset(jsonl(tmp_path / "b.jsonl", [fits] * 3), BYTES, 8, skip_long=True).skipped == 0
+    for made, says in (([long] * 3, "no row besides 3 that are too long"), ([fits, long], "one row besides 1 that")):
+        path = jsonl(tmp_path / "c.jsonl", made)
+        assert_refused(path, says, tokenizer=BYTES, context=8, skip_long=True)
 
 
 def test_a_single_row_is_one_sentence(tmp_path):

@@ -29,12 +29,14 @@ class Dataset:
     """Training batches by (rows, seed, start), held-out batches, and a digest that tells one text from another.
 
     completes: made of prompts and completions, so a prompt is put as `examples.ask` puts it when the model is asked.
+    skipped: rows of the file that were left out because they are too long.
     """
 
     batches: Callable[[int, int, int], Iterator[Batch]]
     heldout: list[Batch]
     digest: str
     completes: bool
+    skipped: int = 0
 
 
 def names() -> tuple[str, ...]:
@@ -42,11 +44,14 @@ def names() -> tuple[str, ...]:
     return *download.sources(), "records"
 
 
-def load_dataset(data: str, tokenizer: Tokenizer = GPT2, context: int = 64, block: int | None = None) -> Dataset:
+def load_dataset(
+    data: str, tokenizer: Tokenizer = GPT2, context: int = 64, block: int | None = None, skip_long: bool = False
+) -> Dataset:
     """The corpus called `data`, or the learner's file of that name: `.txt`, or `.jsonl` with a prompt and a completion
     a line.
 
     block: tokens of a window (64, or the context if that is shorter); the most that a row may have (the context).
+    skip_long: leave out the rows of a file that have more.
     Raises TextError when the text cannot be had or used, and SettingError when block does not fit the context.
     """
     if block is not None and not 1 <= block <= context:
@@ -62,7 +67,8 @@ def load_dataset(data: str, tokenizer: Tokenizer = GPT2, context: int = 64, bloc
     digest = hashlib.sha256(raw).hexdigest()
     text = decoding.decode(path, raw)
     if path.suffix == ".jsonl":
-        return _completions(path, read_rows(path, text, tokenizer, limit), tokenizer, digest)
+        rows, skipped = read_rows(path, text, tokenizer, limit, skip_long)
+        return _completions(path, rows, tokenizer, digest, skipped)
     ids = tokenizer.encode(text)
     ids = torch.tensor(ids + [tokenizer.end])
     held = max(len(ids) // 10, window + 1)  # the end of the text: no window lies in both
@@ -93,9 +99,10 @@ def _records(tokenizer, limit):
     return Dataset(made, [next(made(HELD, UNSEEN, 0))], "records", completes=True)
 
 
-def _completions(path, rows: list[Example], tokenizer, digest):
+def _completions(path, rows: list[Example], tokenizer, digest, skipped):
     if len(rows) < 2:
-        raise TextError(f"{path} has one row: give at least two, as every tenth, or else the last, is held out")
+        few = f"{('no row', 'one row')[len(rows)]}" + (f" besides {skipped} that are too long" if skipped else "")
+        raise TextError(f"{path} has {few}: give at least two, as every tenth, or else the last, is held out")
     held = rows[9::10] or rows[-1:]
     train = [row for i, row in enumerate(rows) if i % 10 != 9] if len(rows) >= 10 else rows[:-1]
 
@@ -105,4 +112,4 @@ def _completions(path, rows: list[Example], tokenizer, digest):
 
         return endless(batch, seed, start)
 
-    return Dataset(made, [pad(held[:HELD], tokenizer.end)], digest, completes=True)
+    return Dataset(made, [pad(held[:HELD], tokenizer.end)], digest, completes=True, skipped=skipped)
