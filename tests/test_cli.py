@@ -107,7 +107,7 @@ def test_help_fits_a_screen_and_has_an_example_that_holds(name, capsys, monkeypa
     monkeypatch.setenv("COLUMNS", "80")
     code, out, err = said(capsys, *([name] if name else []), "--help")
     shown = out.rstrip().splitlines()
-    assert code == 0 and not err and len(shown) <= 24 and max(map(len, shown)) <= 80, out
+    assert code == 0 and not err and len(shown) <= 28 and max(map(len, shown)) <= 80, out
     assert not re.search("[^\n -~]", out)  # readable everywhere
     if name:
         (example,) = re.findall(r"^  Example: python -m llm (.*)$", out, re.M)
@@ -138,7 +138,8 @@ def test_help_does_not_wait_for_torch():
 def test_finetune_says_what_trains_what_it_does_to_the_loss_and_where_the_adapter_is(tiny, capsys):
     code, out, err = said(capsys, "finetune", "text.txt", "--base", tiny, "--out", "out", "--steps", "3", *QUICK)
     assert code == 0 and (Path("out") / TENSORS).exists()
-    first, last = out.splitlines()
+    first, last, meaning = out.splitlines()
+    assert meaning.startswith("the held-out loss hardly moved, from 10.") and "; try " in meaning
     assert re.fullmatch(r"512 of 1,613,008 parameters train; held-out loss 10\.\d{4}", first), first
     assert re.fullmatch(r"held-out loss 10\.\d{4}; the adapter is in out", last)
     assert "3/3" in err and "loss 10." in err
@@ -152,12 +153,16 @@ def test_finetune_in_json_is_a_line_for_the_start_each_step_and_the_end_and_noth
     assert (first["done"], first["steps"], first["trainable"]) == (0, 3, 512) and last["adapter"] == "out"
     assert [row["step"] for row in steps] == [1, 2, 3] and all(row["tokens"] == 24 for row in steps)
     assert {"loss", "lr", "seconds"} <= steps[0].keys() and last["heldout"] != first["heldout"]
+    curve = [[0, first["heldout"]], *([row["step"], row["heldout"]] for row in steps if "heldout" in row)]
+    assert last["curve"] == curve and len(curve) == 4 and curve[-1] == [3, last["heldout"]]
+    assert last["verdict"].keys() == {"kind", "sentence", "try_next"} and last["verdict"]["kind"] == "too cold"
 
 
 def test_every_option_reaches_the_run(tiny, monkeypatch):
     asked = []
     monkeypatch.setattr(runs, "begin", lambda *args: asked.append(args) or (_ for _ in ()).throw(SettingError("x")))
     given = dict(rank=3, alpha=5.0, scaling="alpha/sqrt(r)", targets="mlp", steps=7, lr=0.25, rows=9, block=11, seed=13)
+    given |= dict(start="paper", dropout=0.5)
     options = [part for key, value in given.items() for part in (f"--{key}", str(value))]
     assert main(["finetune", "text.txt", "--base", tiny, "--out", "o", "--dtype", "bfloat16", *options]) == 1
     [(settings, out, device, group)] = asked

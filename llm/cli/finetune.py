@@ -13,7 +13,7 @@ import typer
 from typer import Argument, Option
 
 from llm.cli.app import AsJson, Base, Device, Dtype, app, number
-from llm.cli.console import INTERRUPTED, Stop, show_json
+from llm.cli.console import INTERRUPTED, Stop, say, show_json
 from llm.finetune.settings import COURSE_RATE, OTHER_RATE, Settings
 
 RATES = f"peak learning rate: {COURSE_RATE}, real models {OTHER_RATE}"
@@ -25,7 +25,13 @@ class Scaling(StrEnum):
     rslora = "alpha/sqrt(r)"
 
 
-DEFAULT_SCALING = Scaling(Settings.scaling)
+class Start(StrEnum):
+    chapter = "chapter"
+    paper = "paper"
+
+
+DEFAULT_SCALING, DEFAULT_START = Scaling(Settings.scaling), Start(Settings.start)
+PARTS = 4  # of a run, after each of which the held-out loss is measured: enough to see how it bends
 
 
 @app.command(short_help="Fine-tune on a corpus, or on a text of your own.")
@@ -37,6 +43,8 @@ def finetune(
     rank: number("r of every layer") = Settings.rank,
     alpha: number("strength of the update", float, "X") = Settings.alpha,
     scaling: Annotated[Scaling, Option(metavar="RULE", help="alpha, alpha/r or alpha/sqrt(r)")] = DEFAULT_SCALING,
+    start: Annotated[Start, Option(metavar="WHOSE", help="A's first values: chapter or paper")] = DEFAULT_START,
+    dropout: number("share of the update's inputs left out", float, "X") = Settings.dropout,
     targets: Annotated[str, Option(metavar="NAMES", help="all, attention, mlp, or layers: a,b")] = Settings.targets,
     steps: number("optimizer steps") = Settings.steps,
     lr: Annotated[float | None, Option(metavar="X", help=RATES)] = Settings.lr,
@@ -63,7 +71,8 @@ def finetune(
 
     if not resume and data is None:
         raise typer.BadParameter("give DATA, the text to train on, as in `python -m llm finetune records`")
-    said = ctx.params | dict(scaling=scaling.value)
+    out = out.expanduser()
+    said = ctx.params | dict(scaling=scaling.value, start=start.value)
     settings = {field.name: said[field.name] for field in fields(Settings)}
     given = {k: v for k, v in settings.items() if ctx.get_parameter_source(k).name == "COMMANDLINE"}
     device = best_device(device)
@@ -86,9 +95,12 @@ def _train(run, every, as_json):
     """Show `run` while it trains; the exit code."""
     from tqdm import tqdm
 
+    from llm.finetune.verdict import verdict
+
     main, steps = run.group.rank == 0, run.settings.steps
     show = show_json if as_json and main else lambda **_: None
-    tell = print if main and not as_json else lambda *_: None
+    tell = say if main and not as_json else lambda *_: None
+    measured = {round(steps * part / PARTS) for part in range(1, PARTS + 1)}
     before = run.heldout() if main else None
     trainable, all_of_them = run.counts()
     show(event="start", done=run.done, steps=steps, trainable=trainable, parameters=all_of_them, heldout=before)
@@ -98,7 +110,10 @@ def _train(run, every, as_json):
         for step in run.steps(every, stop):
             bar.update()
             bar.set_postfix_str(f"loss {step.loss:.3f}")
-            show(event="step", step=run.done, loss=step.loss, lr=step.lr, seconds=step.seconds, tokens=step.tokens)
+            row = dict(step=run.done, loss=step.loss, lr=step.lr, seconds=step.seconds, tokens=step.tokens)
+            if main and run.done in measured:
+                row["heldout"] = run.heldout()
+            show(event="step", **row)
     if run.done < steps:
         show(event="stopped", done=run.done, steps=steps, adapter=str(run.out))
         if main:
@@ -106,6 +121,10 @@ def _train(run, every, as_json):
             print(f"stopped after step {run.done} of {steps}, and saved: go on with {again}", file=sys.stderr)
         return INTERRUPTED + (stop.signal or SIGINT)  # another process may have been asked
     after = run.heldout() if main else None
-    show(event="end", done=run.done, steps=steps, adapter=str(run.out), heldout=after)
+    found = verdict(run.curve, run.losses)
+    ends = dict(done=run.done, steps=steps, adapter=str(run.out), heldout=after, curve=run.curve)
+    show(event="end", **ends, verdict=found and vars(found))
     tell(f"held-out loss {after or 0:.4f}; the adapter is in {run.out}")
+    if found:
+        tell(f"{found.sentence}; {found.try_next}")
     return 0

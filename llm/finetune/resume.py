@@ -9,7 +9,7 @@ import torch
 
 from llm.adapters.folder import CONFIG
 from llm.errors import RunError
-from llm.finetune.run import REPORT, RESUME, Run, prepare
+from llm.finetune.run import REPORT, RESUME, VERSION, Run, prepare
 from llm.finetune.settings import Settings
 from llm.finetune.torchrun import ALONE, Group
 from llm.lora import lora_layers
@@ -48,6 +48,7 @@ def resume(out: Path, given: dict | None = None, device: str = "cpu", group: Gro
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
         raise _damaged(out) from None
     run.done = state["step"]
+    run.curve, run.losses = [tuple(point) for point in state["curve"]], state["losses"]
     return run
 
 
@@ -60,15 +61,30 @@ def _read(out):
         with zipfile.ZipFile(path) as archive:  # torch itself checks no checksum
             sound = archive.testzip() is None
         state = torch.load(path, map_location="cpu", weights_only=True)
-        types = dict(settings=dict, digests=dict, step=int, factors=dict, optimizer=dict)
+        version = state.setdefault("version", 1)
+        if version == 1:  # what version 2 added did not exist: this is what was done without it
+            state |= dict(curve=[], losses=[], settings=dict(start="chapter", dropout=0.0) | state["settings"])
+        types = dict(settings=dict, digests=dict, step=int, factors=dict, optimizer=dict, curve=list, losses=list)
         sound = sound and all(type(state[key]) is kind for key, kind in types.items())
-        sound = sound and state["settings"].keys() == {field.name for field in fields(Settings)}
+        own, found = {field.name for field in fields(Settings)}, state["settings"].keys()
+        if sound and (version not in (1, VERSION) or own != found):
+            raise _of_another_version(out, sorted(own ^ found))
         sound = sound and state["digests"].keys() == {"data", "base"} and 0 <= state["step"]
+    except RunError:
+        raise
     except Exception:  # torch raises half a dozen kinds here
         sound = False
     if not sound:
         raise _damaged(out)
     return state
+
+
+def _of_another_version(out, differ):
+    why = f" (in the settings {', '.join(map(str, differ[:5]))})" if differ else ""
+    return RunError(
+        f"{out / RESUME} was written by another version of the course{why}: go on with that version, or choose another "
+        "--out for a new run"
+    )
 
 
 def _damaged(out):

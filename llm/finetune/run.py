@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,11 +29,15 @@ from llm.text.examples import JOIN
 from llm.training import Step, evaluate, make_optimizer, train
 
 RESUME, REPORT = "resume.pt", "run.json"
+VERSION = 2  # of what RESUME holds: 2 has a version, the curve, and the settings start and dropout
 
 
 @dataclass
 class Run:
-    """A run that is ready to train; `done` counts the steps that are behind it."""
+    """A run that is ready to train; `done` counts the steps that are behind it.
+
+    curve: held-out losses where they were measured, (step, nats a token), the base's first. losses: of each step.
+    """
 
     settings: Settings
     out: Path
@@ -43,6 +47,8 @@ class Run:
     group: Group
     digests: dict[str, str]  # of the text and of the base, to resume with the same
     done: int = 0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
 
     def steps(self, every: int = 50, stop: Callable[[], bool] = lambda: False) -> Iterator[Step]:
         """Train on; the loss of each step is the whole batch's. Saves every `every` steps, at the end, and when `stop`
@@ -62,6 +68,7 @@ class Run:
             while step := guarded(next, training, None):
                 self.done = step.index + 1
                 whole, stopping = guarded(self.group.agree, step.loss, stop())
+                self.losses.append(whole)
                 if self.done % every == 0 or self.done == s.steps or stopping:
                     self.save()
                 yield replace(step, loss=whole)
@@ -76,16 +83,18 @@ class Run:
         return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
 
     def heldout(self) -> float:
-        """Mean loss in nats a token on text that is not trained on."""
-        return evaluate(self.base.model, self.data.heldout, loss=self.base.loss)
+        """Mean loss in nats a token on text that is not trained on; measured once a step, and kept in `curve`."""
+        if not self.curve or self.curve[-1][0] != self.done:
+            self.curve.append((self.done, evaluate(self.base.model, self.data.heldout, loss=self.base.loss)))
+        return self.curve[-1][1]
 
     def save(self) -> None:
         """Write what a resumed run needs, then the adapter; a kill leaves each as it was or as it is."""
         if self.group.rank:
             return
         factors = {path: [t.detach().cpu() for t in (x.A, x.B)] for path, x in lora_layers(self.base.model).items()}
-        state = dict(settings=asdict(self.settings), digests=self.digests, step=self.done, factors=factors)
-        state |= dict(optimizer=self.optimizer.state_dict())
+        state = dict(version=VERSION, settings=asdict(self.settings), digests=self.digests, step=self.done)
+        state |= dict(factors=factors, optimizer=self.optimizer.state_dict(), curve=self.curve, losses=self.losses)
         files.replace(self.out / RESUME, partial(torch.save, state))
         save_adapter(self.base.model, self.out)
         report = asdict(self.settings) | dict(done=self.done, completes=self.data.completes, join=JOIN)
@@ -153,7 +162,8 @@ def prepare(settings: Settings, out: Path, device: str = "cpu", group: Group = A
         settings = replace(settings, lr=COURSE_RATE if small else OTHER_RATE)
     torch.manual_seed(settings.seed)
     try:
-        apply_lora(base.model, settings.rank, settings.alpha, settings.scaling, targets_of(settings.targets))
+        chosen = dict(targets=targets_of(settings.targets), start=settings.start, dropout=settings.dropout)
+        apply_lora(base.model, settings.rank, settings.alpha, settings.scaling, **chosen)
     except ValueError as error:  # `lora.py` knows none of our errors
         raise SettingError(str(error)) from None
     return Run(settings, out, base, data, make_optimizer(base.model, settings.lr), group, digests)

@@ -18,7 +18,7 @@ COURSE_RATE, OTHER_RATE = 1e-2, 1e-3
 class Settings:
     """A run in full: the same settings, text and base on the same machine give the same adapter, bit for bit.
 
-    targets: see `targets.py`. rows: of a batch, in all processes together. block: see `load_dataset`. lr: None is
+    targets: see `targets.py`. start, dropout: see `LoraLinear`. rows: of a batch, in all processes together. block: see `load_dataset`. lr: None is
     `COURSE_RATE` for the course's model, `OTHER_RATE` for any other.
     """
 
@@ -34,6 +34,8 @@ class Settings:
     block: int | None = None
     seed: int = 0
     dtype: str = "float32"
+    start: str = "chapter"
+    dropout: float = 0.0
 
     def check(self) -> None:
         """Raises SettingError with one sentence for the first setting that makes no sense."""
