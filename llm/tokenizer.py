@@ -48,17 +48,18 @@ def encode(text: str) -> list[int]:
 def in_pieces(encode: Callable[[str], list[int]], text: str, size: int = PIECE) -> list[int]:
     """`encode(text)`, a piece of `size` characters at a time: tokenizers hold many times what they read, or give up.
 
-    A piece ends behind a line break that follows a word and goes before one: no tokenizer in use joins the two, so the ids
-    are those of the whole. Where there is no such place it ends anywhere; the text still comes back as it was.
+    A piece ends between two words, before the blank, or else between two lines, behind the break. Tokenizers cut a text
+    there before they merge, so the ids are those of the whole. Where there is no such place it ends anywhere: the text
+    still comes back as it was.
     """
     if len(text) <= size:
         return encode(text)
     lead, ids, start = encode("\n"), [], 0
     while start < len(text):
         end = _end(text, start, start + size)
-        # read behind its line break: some tokenizers put a blank before whatever they take for a text's beginning
-        behind = encode("\n" + text[start:end]) if start and text[start - 1] == "\n" else []
-        ids += behind[len(lead) :] if behind and behind[: len(lead)] == lead else encode(text[start:end])
+        # behind a line break, as some put a blank before whatever they take for the beginning of a text
+        behind = encode("\n" + text[start:end]) if start else []
+        ids += behind[len(lead) :] if start and behind[: len(lead)] == lead else encode(text[start:end])
         start = end
     return ids
 
@@ -67,10 +68,10 @@ def _end(text, start, latest):
     """Where the piece that begins at `start` ends."""
     if latest >= len(text):
         return len(text)
-    for at in range(latest, start + 1, -1):
-        if text[at - 1] == "\n" and text[at].isalnum() and not text[at - 2].isspace():
-            return at
-    return latest
+    places = range(latest, start + 1, -1)
+    words = (at for at in places if text[at] == " " and text[at + 1 : at + 2].isalnum() and not text[at - 1].isspace())
+    lines = (at for at in places if text[at - 1] == "\n" and text[at].isalnum() and not text[at - 2].isspace())
+    return next(words, None) or next(lines, None) or latest
 
 
 def decode(ids) -> str:

@@ -125,3 +125,56 @@ def test_a_damaged_table_is_one_sentence_asks_no_network_and_is_not_deleted(tabl
 def test_importing_the_tokenizer_reads_no_table():
     script = "import llm.tokenizer as t, sys; sys.exit(t.get_tokenizer.cache_info().currsize)"
     assert subprocess.run([sys.executable, "-c", script], cwd=TOKENIZER.parents[1]).returncode == 0
+
+
+# long texts
+
+
+LONG = "".join(
+    f"{'  ' * (i % 3)}Line {i}, {'and so on' * (i % 5)}.{' ' * (i % 4)}\n" + "\n" * (i % 3) for i in range(400)
+)
+LINES = "1\n22.\n\n\n  three\r\nfour 's\n\tfive\n6\nÄrger\n?\n - seven \n eight\nnine.\nten"
+
+
+@pytest.mark.parametrize("size", [3, 7, 40, 1000])
+@pytest.mark.parametrize("text", [LONG, LINES * 20], ids=["long", "lines"])
+def test_a_text_in_pieces_has_the_ids_of_the_whole_when_there_is_a_place_to_cut_in_each(text, size):
+    whole = get_tokenizer().encode_ordinary(text)
+    found = tokenizer.in_pieces(get_tokenizer().encode_ordinary, text, size)
+    assert decode(found) == text and (found == whole or size < 100)
+
+
+def kinds_of_tokenizers():
+    """The ways in which the tokenizers of today's models cut a text before they merge: GPT-2, Llama 3, Llama 2, T5."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    llama3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    cuts = {
+        "gpt2": pre_tokenizers.ByteLevel(add_prefix_space=False),
+        "llama3": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(llama3), "isolated"), level]),
+        "prefixed": pre_tokenizers.ByteLevel(add_prefix_space=True),
+        "metaspace": pre_tokenizers.Metaspace(prepend_scheme="first", split=True),
+        "words": pre_tokenizers.Whitespace(),
+    }
+    for name, cut in cuts.items():
+        made = Tokenizer(models.BPE(unk_token="?") if name in ("metaspace", "words") else models.BPE())
+        made.pre_tokenizer, made.decoder = cut, decoders.ByteLevel()
+        alphabet = [] if name in ("metaspace", "words") else pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=400, special_tokens=["?"], initial_alphabet=alphabet, show_progress=False
+        )
+        made.train_from_iterator([LONG, LINES], trainer)
+        yield pytest.param(lambda text, made=made: made.encode(text).ids, id=name)
+
+
+@pytest.mark.parametrize("encoding", [*kinds_of_tokenizers()])
+def test_pieces_have_the_ids_of_the_whole_with_the_tokenizers_of_others(encoding):
+    for size in (150, 1000):
+        assert tokenizer.in_pieces(encoding, LONG, size) == encoding(LONG)
+
+
+@pytest.mark.parametrize("run", [" ", "\n", "\t ", "a", "\u3000", "."])
+def test_a_text_without_a_place_to_cut_it_comes_back_as_it_was(run):
+    text = "Chapter one.\n" + run * 400_000 + "The end.\n"
+    assert decode(encode(text)) == text
