@@ -302,7 +302,7 @@ def _meaning(trial):
 
 def _table(trials):
     def row(cells, tag="td"):
-        return "<tr>" + "".join(f'<{tag} style="padding: 0 10px">{cell}</{tag}>' for cell in cells) + "</tr>"
+        return "<tr>" + "".join(f'<{tag} style="padding: 0 6px">{cell}</{tag}>' for cell in cells) + "</tr>"
 
     shown = ("task", "r", "alpha", "scaling", "start", "targets", "lr", "steps")
     rows = [row(("run", *shown, "base", "held-out", "s a step", "end", "curve"), "th")]
