@@ -494,5 +494,21 @@ def test_fetch_brings_the_corpora_and_the_real_model_only_when_asked(capsys, mon
     assert code == 0 and asked and out.splitlines()[-1].startswith("smollm2") and str(tmp_path) in out
 
 
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(tiny, capsys, monkeypatch, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    (home / "text.txt").write_text(TEXT)
+    before = sorted(Path().iterdir())
+    argv = ["finetune", "~/text.txt", "--base", tiny, "--out=~/a", "--steps", "1", *QUICK]
+    assert main(argv) == 0 and (home / "a" / TENSORS).is_file()
+    assert main(["adapters", "~/a"]) == 0
+    assert main(["merge", "~/a", "--out=~/merged"]) == 0 and (home / "merged").is_dir()
+    assert main(["generate", "x", "--adapter=~/a", "--max-new-tokens", "1"]) == 0
+    assert main(["generate", "x", "--base=~/merged", "--max-new-tokens", "1"]) == 0
+    assert sorted(Path().iterdir()) == before
+
+
 def test_no_file_of_an_adapter_is_left_out(made):
     assert {path.name for path in Path(made).iterdir()} == {CONFIG, TENSORS, "run.json"}

@@ -23,7 +23,7 @@ def save(base: Base | GPT, folder: str | Path) -> None:
 
     Raises BaseError when it still wears LoRA layers, the folder holds something, or the disk refuses.
     """
-    model, folder = getattr(base, "model", base), Path(folder)
+    model, folder = getattr(base, "model", base), Path(folder).expanduser()
     if lora_layers(model):
         raise BaseError("this model wears LoRA layers: merge_lora(model) or remove_lora(model) first")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -68,7 +68,7 @@ def pretrain(
     from llm.course.figures import training_log
     from llm.course.pretraining_mixture import MIXTURE
 
-    for row in pretraining.pretrain(out, steps, seed):
+    for row in pretraining.pretrain(out := out.expanduser(), steps, seed):
         print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
     curve = training_log(files.read_csv(out / "log.csv"), list(MIXTURE))
     curve.savefig(out / "loss.png", dpi=100)

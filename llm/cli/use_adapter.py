@@ -100,6 +100,7 @@ def merge(
     from llm.finetune.resume import read_report
     from llm.lora import merge_lora
 
+    out = out.expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise fail(f"{out} is in use: choose another --out, or move it away")
     loaded = _base(base or read_report(adapter).get("base", "course"), dtype)

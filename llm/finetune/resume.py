@@ -96,7 +96,7 @@ def _damaged(out):
 def read_report(folder: Path | None) -> dict:
     """What `run.json` beside an adapter says of the run that made it; empty where there is none."""
     try:
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8")) if folder else {}
+        report = json.loads((folder.expanduser() / REPORT).read_text(encoding="utf-8")) if folder else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return report if isinstance(report, dict) and isinstance(report.get("base"), str) else {}

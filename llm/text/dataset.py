@@ -62,7 +62,7 @@ def load_dataset(
     if data in download.sources():
         text = corpora.load(data, tokenizer=tokenizer)
         return _text(text.train, text.heldout, window, tokenizer.begin, download.sources()[data]["sha256"])
-    path = Path(data)
+    path = Path(data).expanduser()
     raw = decoding.read(path, names())
     digest = hashlib.sha256(raw).hexdigest()
     text = decoding.decode(path, raw)
