@@ -6,6 +6,8 @@ from itertools import islice
 import pytest
 import torch
 
+from llm.__main__ import main
+from llm.bases import Base
 from llm.errors import TextError
 from llm.loss import IGNORE
 from llm.text import corpora, download, examples, records
@@ -228,7 +230,9 @@ def test_a_row_that_does_not_fit_the_context_names_its_line_and_one_that_just_fi
 def test_all_rows_that_are_too_long_are_named_at_once_or_left_out_and_counted(tmp_path):
     fits, long = ({"prompt": "p", "completion": "c" * n} for n in (6, 9))
     path = jsonl(tmp_path / "a.jsonl", [fits, long] * 20)
-    assert_refused(path, "lines 2, 4, 6, 8, 10, 12, 14, 16 and 12 more are too long", tokenizer=BYTES, context=8)
+    assert_refused(
+        path, "lines 2, 4, 6, 8, 10, 12, 14, 16 and 12 more are too long", "--skip-long", tokenizer=BYTES, context=8
+    )
     data = load_dataset(path, BYTES, 8, skip_long=True)
     assert data.skipped == 20 and next(data.batches(30, 0, 0))[0].size(1) == 8
     assert load_dataset(jsonl(tmp_path / "b.jsonl", [fits] * 3), BYTES, 8, skip_long=True).skipped == 0
@@ -260,3 +264,18 @@ def test_a_prompt_that_ends_in_a_line_break_gets_no_other_in_training_and_when_i
 def test_an_older_run_is_asked_as_it_was_trained_with_one_line_break_more():
     assert [examples.ask(prompt, None) for prompt in ("a", "a\n")] == ["a\n", "a\n\n"]
     assert examples.ask("a\n", examples.JOIN) == "a\n"
+
+
+def test_a_run_records_how_it_joins_and_the_command_line_asks_in_the_same_way(tmp_path, tiny, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = jsonl(tmp_path / "a.jsonl", [{"prompt": "p\n", "completion": "c" * n} for n in (1, 1, 1, 999, 999)])
+    few = ["--base", tiny, "--rank", "1", "--steps", "1", "--rows", "2", "--out", "made"]
+    assert main(["finetune", path, *few]) == 1 and "lines 4, 5 are too long" in capsys.readouterr().err
+    assert main(["finetune", path, *few, "--skip-long"]) == 0
+    assert "2 rows are left out: they are too long" in capsys.readouterr().out
+    report, asked = tmp_path / "made" / "run.json", []
+    assert json.loads(report.read_text())["join"] == examples.JOIN
+    monkeypatch.setattr(Base, "generate", lambda self, prompt, *rest: asked.append(prompt) or "")
+    assert main(["generate", "p\n", "--adapter", "made"]) == main(["generate", "p", "--adapter", "made"]) == 0
+    report.write_text(json.dumps({k: v for k, v in json.loads(report.read_text()).items() if k != "join"}))
+    assert main(["generate", "p\n", "--adapter", "made"]) == 0 and asked == ["p\n", "p\n", "p\n\n"]

@@ -50,6 +50,7 @@ def finetune(
     lr: Annotated[float | None, Option(metavar="X", help=RATES)] = Settings.lr,
     rows: number("rows of a batch") = Settings.rows,
     block: Annotated[int | None, Option(metavar="N", help="tokens of a row, at most")] = Settings.block,
+    skip_long: Annotated[bool, Option("--skip-long", help="leave out rows that are longer")] = Settings.skip_long,
     seed: number("same seed, same adapter") = Settings.seed,
     every: number("steps between two checkpoints") = 50,
     dtype: Dtype = Settings.dtype,
@@ -103,7 +104,17 @@ def _train(run, every, as_json):
     measured = {round(steps * part / PARTS) for part in range(1, PARTS + 1)}
     before = run.heldout() if main else None
     trainable, all_of_them = run.counts()
-    show(event="start", done=run.done, steps=steps, trainable=trainable, parameters=all_of_them, heldout=before)
+    show(
+        event="start",
+        done=run.done,
+        steps=steps,
+        trainable=trainable,
+        parameters=all_of_them,
+        heldout=before,
+        skipped=run.data.skipped,
+    )
+    if run.data.skipped:
+        tell(f"{run.data.skipped} rows are left out: they are too long")
     tell(f"{trainable:,} of {all_of_them:,} parameters train; held-out loss {before or 0:.4f}")
     bar = tqdm(total=steps, initial=run.done, unit="step", disable=not main, file=sys.stderr)
     with bar, Stop() as stop:

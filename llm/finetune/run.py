@@ -29,7 +29,7 @@ from llm.text.examples import JOIN
 from llm.training import Step, evaluate, make_optimizer, train
 
 RESUME, REPORT = "resume.pt", "run.json"
-VERSION = 2  # of what RESUME holds: 2 has a version, the curve, and the settings start and dropout
+VERSION = 2  # of what RESUME holds: 2 has a version, the curve, and the settings start, dropout and skip_long
 
 
 @dataclass
@@ -155,7 +155,7 @@ def prepare(settings: Settings, out: Path, device: str = "cpu", group: Group = A
     if settings.rows < group.size:
         raise SettingError(f"--rows {settings.rows} is less than a row for each of {group.size} processes: give more")
     base = bases.load(settings.base, getattr(torch, settings.dtype), device)
-    data = load_dataset(settings.data, base.tokenizer, base.context, settings.block)
+    data = load_dataset(settings.data, base.tokenizer, base.context, settings.block, settings.skip_long)
     digests = {"data": data.digest, "base": fingerprint(base.model)}
     if settings.lr is None:
         small = getattr(base.model, "config", None) == GPTConfig()

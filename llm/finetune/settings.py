@@ -18,8 +18,8 @@ COURSE_RATE, OTHER_RATE = 1e-2, 1e-3
 class Settings:
     """A run in full: the same settings, text and base on the same machine give the same adapter, bit for bit.
 
-    targets: see `targets.py`. start, dropout: see `LoraLinear`. rows: of a batch, in all processes together. block: see `load_dataset`. lr: None is
-    `COURSE_RATE` for the course's model, `OTHER_RATE` for any other.
+    targets: see `targets.py`. start, dropout: see `LoraLinear`. rows: of a batch, in all processes together. block,
+    skip_long: see `load_dataset`. lr: None is `COURSE_RATE` for the course's model, `OTHER_RATE` for any other.
     """
 
     data: str
@@ -36,6 +36,7 @@ class Settings:
     dtype: str = "float32"
     start: str = "chapter"
     dropout: float = 0.0
+    skip_long: bool = False
 
     def check(self) -> None:
         """Raises SettingError with one sentence for the first setting that makes no sense."""

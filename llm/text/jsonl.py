@@ -29,7 +29,8 @@ def read_rows(
                 rows.append(row)
     if long and not skip_long:
         raise TextError(
-            f"{path}, {_lines([*long])} too long: up to {max(long.values())} tokens, and {limit} fit; shorten or drop them"
+            f"{path}, {_lines([*long])} too long: up to {max(long.values())} tokens, and {limit} fit; shorten them, or "
+            "leave them out with --skip-long"
         )
     return rows, len(long)
 
