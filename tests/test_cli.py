@@ -440,7 +440,7 @@ def lacking(monkeypatch, package, version=None):
 
 DRY = [
     ("peft", None, 0, 'peft, for notebook 07: make real, or pip install -e ".[real]"'),
-    ("transformers", "4.9.1", 0, "transformers, for notebook 07: a version >=4.50 is needed"),
+    ("transformers", "4.9.1", 0, "transformers, for notebook 07: a version >=4.56 is needed"),
     ("jupyterlab", None, 0, 'jupyterlab, for JupyterLab: pip install -e ".[lab]"'),
     ("tqdm", None, 1, "tqdm, for every notebook: pip install -e ."),
     ("torch", "2.5.1+cu124", 1, "torch, for every notebook: a version >=2.6 is needed: pip install -e ."),

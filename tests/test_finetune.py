@@ -295,6 +295,7 @@ OTHERS = dict(
     dtype="bfloat16",
     start="paper",
     dropout=0.5,
+    skip_long=True,
 )
 
 
@@ -304,7 +305,7 @@ def test_to_go_on_with_another_setting_is_one_sentence_that_names_it_and_changes
     began = getattr(settings, name)
     assert_refused(
         lambda: resume(stopped, {name: OTHERS[name]}),
-        f"--{name} {OTHERS[name]} is not what the run in {stopped} began with ({began}): leave it out to go on",
+        f"--{name.replace('_', '-')} {OTHERS[name]} is not what the run in {stopped} began with ({began}): leave it out to go on",
     )
     assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
 
@@ -324,7 +325,8 @@ def test_a_run_that_began_before_versions_start_and_dropout_goes_on_bit_for_bit(
     def older(state):
         for key in ("version", "curve", "losses"):
             del state[key]
-        del state["settings"]["start"], state["settings"]["dropout"]
+        for name in ("start", "dropout", "skip_long"):
+            del state["settings"][name]
 
     rewrite(stopped, older)
     go(begin(settings, tmp_path / "whole"))

@@ -15,6 +15,9 @@ from llm.finetune.torchrun import ALONE, Group
 from llm.lora import lora_layers
 
 
+NEW_IN_2 = dict(start="chapter", dropout=0.0, skip_long=False)
+
+
 def resume(out: Path, given: dict | None = None, device: str = "cpu", group: Group = ALONE) -> Run:
     """The run in `out` where it was stopped. Settings that are `given` again must be the run's own; data and base may
     have moved, but must be the same inside.
@@ -26,7 +29,7 @@ def resume(out: Path, given: dict | None = None, device: str = "cpu", group: Gro
     for name, value in given.items():
         if name not in ("data", "base") and value != getattr(own, name):
             raise RunError(
-                f"--{name} {value} is not what the run in {out} began with ({getattr(own, name)}): leave it out to go "
+                f"--{name.replace('_', '-')} {value} is not what the run in {out} began with ({getattr(own, name)}): leave it out to go "
                 "on, or choose another --out for a new run"
             )
     settings = replace(own, **{name: given[name] for name in ("data", "base") if name in given})
@@ -63,7 +66,7 @@ def _read(out):
         state = torch.load(path, map_location="cpu", weights_only=True)
         version = state.setdefault("version", 1)
         if version == 1:  # what version 2 added did not exist: this is what was done without it
-            state |= dict(curve=[], losses=[], settings=dict(start="chapter", dropout=0.0) | state["settings"])
+            state |= dict(curve=[], losses=[], settings=NEW_IN_2 | state["settings"])
         types = dict(settings=dict, digests=dict, step=int, factors=dict, optimizer=dict, curve=list, losses=list)
         sound = sound and all(type(state[key]) is kind for key, kind in types.items())
         own, found = {field.name for field in fields(Settings)}, state["settings"].keys()
