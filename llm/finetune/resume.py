@@ -14,7 +14,6 @@ from llm.finetune.settings import Settings
 from llm.finetune.torchrun import ALONE, Group
 from llm.lora import lora_layers
 
-
 NEW_IN_2 = dict(start="chapter", dropout=0.0, skip_long=False)
 
 
