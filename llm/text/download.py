@@ -18,7 +18,7 @@ CURES = {
     "No space left on device": "make room on the disk",
     "Permission denied": "make the folder writable",
     "no such option": "bring pip up to date with `python -m pip install --upgrade pip`",
-    "CERTIFICATE_VERIFY_FAILED": "tell pip of your network's certificate with PIP_CERT",
+    "CERTIFICATE_VERIFY_FAILED": "tell pip of your network's certificate (`python -m pip config set global.cert FILE`)",
     "ProxyError": "check the proxy that HTTPS_PROXY names",
     "Retrying": "check the network once",
     "Failed to establish a new connection": "check the network once",
