@@ -187,12 +187,18 @@ def test_a_rank_that_does_not_fit_gets_a_sentence_and_the_lab_goes_on(lab):
     assert lab.trials[1].ended == "done"
 
 
-def test_a_rate_too_hot_ends_in_a_sentence(lab, monkeypatch):
-    def explode(*args, **kwargs):
-        raise TrainingError("the loss is nan at step 3: lower the learning rate")
+def raising(error):
+    """A training loop that ends with `error` before its first step."""
+
+    def train(*args, **kwargs):
+        raise error
         yield
 
-    monkeypatch.setattr(labs, "train", explode)
+    return train
+
+
+def test_a_rate_too_hot_ends_in_a_sentence(lab, monkeypatch):
+    monkeypatch.setattr(labs, "train", raising(TrainingError("the loss is nan at step 3: lower the learning rate")))
     asyncio.run(trained(lab))
     assert lab.trials[0].ended == "failed" and "lower the learning rate" in lab.status.value
 
@@ -319,11 +325,7 @@ def test_reset_and_train_in_one_turn_is_a_fresh_run_from_the_base(lab, first):
 def test_a_defect_shows_its_traceback_and_the_lab_goes_on(lab, monkeypatch, caplog):
     real = labs.train
 
-    def broken(*args, **kwargs):
-        raise RuntimeError("out of paper")
-        yield
-
-    monkeypatch.setattr(labs, "train", broken)
+    monkeypatch.setattr(labs, "train", raising(RuntimeError("out of paper")))
     asyncio.run(trained(lab))
     assert lab.trials[0].ended == "failed" and "RuntimeError: out of paper" in lab.status.value
     assert "Traceback" in caplog.text and "out of paper" in caplog.text

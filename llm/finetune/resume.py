@@ -28,8 +28,8 @@ def resume(out: Path, given: dict | None = None, device: str = "cpu", group: Gro
     for name, value in given.items():
         if name not in ("data", "base") and value != getattr(own, name):
             raise RunError(
-                f"--{name.replace('_', '-')} {value} is not what the run in {out} began with ({getattr(own, name)}): leave it out to go "
-                "on, or choose another --out for a new run"
+                f"--{name.replace('_', '-')} {value} is not what the run in {out} began with ({getattr(own, name)}): leave it "
+                "out to go on, or choose another --out for a new run"
             )
     settings = replace(own, **{name: given[name] for name in ("data", "base") if name in given})
     run = prepare(settings, out, device, group)
