@@ -23,7 +23,7 @@ from llm.finetune.resume import resume
 from llm.finetune.run import RESUME, begin, together
 from llm.finetune.settings import Settings
 from llm.finetune.torchrun import ALONE, Group, guarded, join
-from llm.lora import apply_lora
+from llm.lora import apply_lora, lora_layers
 from llm.loss import IGNORE
 from llm.model import GPT, GPTConfig
 from llm.training import own_loss
@@ -222,6 +222,21 @@ def test_processes_that_differ_in_settings_text_base_or_step_do_not_begin(data, 
         group = heard(monkeypatch, changed(change))
         with pytest.raises(RunError, match="^the processes differ in settings, text or base: start all of them with"):
             together(make, group)
+
+
+def test_processes_that_drew_another_A_do_not_begin(data, tiny, tmp_path, monkeypatch):
+    said = []
+
+    def make():
+        run = begin(Settings(data, tiny, **OPTIONS), tmp_path / "out", group=group)
+        if said:
+            next(iter(lora_layers(run.base.model).values())).A.data[0, 0] += 1e-3
+        return run
+
+    group = heard(monkeypatch, lambda value: said.append(value) or said[0])
+    together(make, group)
+    with pytest.raises(RunError, match="^the processes differ"):
+        together(make, group)
 
 
 def test_what_only_another_process_lacks_is_said_with_its_number(data, tiny, tmp_path, monkeypatch):

@@ -660,7 +660,7 @@ def test_a_compiled_model_is_wrapped_and_named_as_if_it_were_not():
     assert lora_layers(remove_lora(compiled)) == {} and torch.equal(compiled(IDX), before)
 
 
-@pytest.mark.parametrize("targets", [None, ["transformer.h.0.mlp.c_fc"]])
+@pytest.mark.parametrize("targets", [None, ["transformer.h.0.mlp.c_fc"], ["transformer.h.1.mlp.c_fc"]])
 def test_parts_that_are_compiled_keep_their_paths(targets):
     model = base()
     model.transformer.h[0] = torch.compile(model.transformer.h[0], backend="eager")
