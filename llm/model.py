@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from llm import gpt2_weights
 from llm.errors import SettingError
@@ -91,6 +92,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig = GPTConfig()):
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False
         self.transformer = nn.ModuleDict(
             dict(
                 wte=nn.Embedding(config.vocab_size, config.n_embd),
@@ -134,6 +136,13 @@ class GPT(nn.Module):
             return self.lm_head(hidden)  # (B, T, vocab)
         return None, next_token_loss(hidden, self.lm_head.weight, targets)
 
+    def gradient_checkpointing_enable(self):
+        """While training keep a block's input alone, and work out the rest again in the backward (Chen et al. 2016).
+
+        The name is transformers' own: their models have the method, too.
+        """
+        self.gradient_checkpointing = True
+
     def hidden(self, idx, past=None):
         """The final normed states (B, T, C), and each block's keys and values for the next call's `past`."""
         start = past[0][0].size(2) if past else 0
@@ -143,7 +152,10 @@ class GPT(nn.Module):
         x = self.transformer.wte(idx) + self.transformer.wpe.weight[start : start + T]  # (B, T, C)
         presents = []
         for i, block in enumerate(self.transformer.h):
-            x, present = block(x, past[i] if past else None)
+            if self.gradient_checkpointing and self.training and past is None:
+                x, present = checkpoint(block, x, use_reentrant=False)
+            else:
+                x, present = block(x, past[i] if past else None)
             presents.append(present)
         return self.transformer.ln_f(x), presents
 
@@ -217,6 +229,9 @@ def sample(logits, temperature=1.0, top_k=None, generator=None):
     if top_k is not None:
         if top_k < 1:
             raise SettingError(f"top_k={top_k} keeps no token: use 1 or more, or None for all")
-        kth = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, float("-inf"))
+        logits, ids = logits.topk(
+            min(top_k, logits.size(-1))
+        )  # (B, k): a draw over the vocabulary costs more than the model
+        drawn = torch.multinomial(F.softmax(logits / temperature, -1), 1, generator=generator)
+        return ids.gather(1, drawn)[:, 0]
     return torch.multinomial(F.softmax(logits / temperature, -1), 1, generator=generator)[:, 0]

@@ -16,9 +16,9 @@ from llm import bases, files
 from llm.adapters import fingerprint, inspect_adapter, load_adapter
 from llm.adapters.folder import TENSORS
 from llm.course.tasks import ARMS
-from llm.errors import RunError, TrainingError
+from llm.errors import RunError, SettingError, TrainingError
 from llm.finetune import run as runs
-from llm.finetune.resume import read_report, resume
+from llm.finetune.resume import NEW_IN_2, read_report, resume
 from llm.finetune.run import RESUME, begin
 from llm.finetune.settings import Settings
 from llm.finetune.targets import targets_of
@@ -38,7 +38,7 @@ def text(tmp_path):
 
 @pytest.fixture
 def settings(text, dropping):
-    return Settings(text, dropping, rank=2, alpha=4.0, steps=6, rows=3, block=8, seed=5, lr=1e-3)
+    return Settings(text, dropping, rank=2, alpha=4.0, steps=6, rows=3, block=8, seed=5, lr=1e-3, precision="float32")
 
 
 def adapter(folder):
@@ -296,6 +296,9 @@ OTHERS = dict(
     start="paper",
     dropout=0.5,
     skip_long=True,
+    precision="bfloat16",
+    accumulate=2,
+    checkpointing=True,
 )
 
 
@@ -325,7 +328,7 @@ def test_a_run_that_began_before_versions_start_and_dropout_goes_on_bit_for_bit(
     def older(state):
         for key in ("version", "curve", "losses"):
             del state[key]
-        for name in ("start", "dropout", "skip_long"):
+        for name in NEW_IN_2:
             del state["settings"][name]
 
     rewrite(stopped, older)
@@ -463,3 +466,22 @@ def test_a_setting_that_makes_no_sense_is_one_sentence_and_nothing_is_written(se
 def test_no_steps_between_two_checkpoints_is_one_sentence(settings, tmp_path):
     run = begin(settings, tmp_path / "out")
     assert_refused(lambda: go(run, every=0), "--every 0 makes no sense", error=ValueError)
+
+
+@pytest.mark.parametrize(
+    "other", [dict(accumulate=2), dict(checkpointing=True), dict(accumulate=3, checkpointing=True)]
+)
+def test_what_spares_memory_makes_the_same_adapter(settings, tiny, tmp_path, other):
+    go(begin(replace(settings, base=tiny), tmp_path / "plain"))
+    go(begin(replace(settings, base=tiny, **other), tmp_path / "spared"))
+    one, two = adapter(tmp_path / "plain"), adapter(tmp_path / "spared")
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("said", [dict(precision="int8"), dict(accumulate=0)])
+def test_a_precision_or_pieces_that_make_no_sense_are_one_sentence(settings, tmp_path, said):
+    name, value = next(iter(said.items()))
+    with pytest.raises(SettingError, match=f"--{name} {value} "):
+        begin(replace(settings, **said), tmp_path / "a")

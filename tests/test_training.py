@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn as nn
 
+from llm import loss
 from llm.errors import SettingError, TrainingError
 from llm.lora import LoraLinear, apply_lora
 from llm.model import GPT, GPTConfig
@@ -335,11 +336,99 @@ def test_a_device_that_the_machine_has_not_is_one_sentence_with_those_it_has(mon
         best_device(said)
 
 
+def masked_stream():
+    """Batches of five rows in which rows differ in how many tokens count; one row has none."""
+    g = torch.Generator().manual_seed(1)
+    while True:
+        x, y = torch.randint(97, (5, 16), generator=g), torch.randint(97, (5, 16), generator=g)
+        for row, kept in enumerate((16, 3, 0, 9, 1)):
+            y[row, kept:] = -100
+        yield x, y
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 5, 50])
+def test_a_batch_read_in_pieces_gives_the_same_steps(pieces):
+    one, other = tiny(), tiny()
+    options = dict(steps=4, lr=1e-3, precision="float32")
+    expected = [step.loss for step in train(one, masked_stream(), **options)]
+    read = []
+    loss = lambda model, x, y: read.append(len(x)) or model(x, y)[1]  # noqa: E731
+    found = [step.loss for step in train(other, masked_stream(), accumulate=pieces, loss=loss, **options)]
+    assert found == pytest.approx(expected, abs=1e-5)
+    for name, p in one.named_parameters():
+        torch.testing.assert_close(other.get_parameter(name), p, rtol=0, atol=2e-5)
+    assert max(read) < 5, "no piece is the whole batch"
+
+
+def test_pieces_of_a_batch_of_which_nothing_counts_say_so():
+    x, y = next(masked_stream())
+    with pytest.raises(SettingError, match="every target is masked"):
+        next(train(tiny(), [(x, torch.full_like(y, -100))], steps=1, lr=1e-3, accumulate=2))
+    with pytest.raises(SettingError, match="^accumulate=0 makes no sense"):
+        next(train(tiny(), [(x, y)], steps=1, lr=1e-3, accumulate=0))
+
+
+def test_precision_is_the_heads_while_training_and_never_an_evaluations(monkeypatch):
+    seen = []
+    monkeypatch.setattr(loss, "multiplies_bfloat16", lambda device: True)
+    original = loss._Chunked.apply
+    watch = lambda *args: seen.append(args[4]) or original(*args)  # noqa: E731
+    monkeypatch.setattr(loss._Chunked, "apply", watch)
+    for precision, frozen, trained in (
+        ("auto", torch.bfloat16, torch.float32),
+        ("float32", torch.float32, torch.float32),
+        ("bfloat16", torch.bfloat16, torch.bfloat16),
+    ):
+        for model, expected in ((apply_lora(tiny()), frozen), (tiny(), trained)):
+            for _ in train(model, stream(), steps=2, lr=1e-3, precision=precision):
+                evaluate(model, [next(stream())])
+            assert seen == [expected, torch.float32] * 2
+            seen.clear()
+    with pytest.raises(SettingError, match="there is no precision 'tf32'"):
+        next(train(tiny(), stream(), steps=1, lr=1e-3, precision="tf32"))
+
+
+def test_between_steps_the_callers_own_products_are_what_they_were():
+    for _ in train(apply_lora(tiny()), stream(), steps=1, lr=1e-3, precision="bfloat16"):
+        assert loss._precision.get() == "float32"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_under_every_precision_the_same_seed_gives_the_same_bits(precision):
+    def run():
+        return [step.loss for step in train(apply_lora(tiny()), stream(), steps=3, lr=1e-2, precision=precision)]
+
+    torch.manual_seed(0)
+    first = run()
+    torch.manual_seed(0)
+    assert run() == first
+
+
+def test_gradient_checkpointing_gives_the_same_gradients_and_keeps_less():
+    def gradients(model):
+        kept = []
+        model.train()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            _, value = model(*next(stream()))
+        value.backward()
+        return [p.grad for p in model.parameters()], sum(kept)
+
+    plain, spared = tiny(dropout=0.1), tiny(dropout=0.1)
+    spared.gradient_checkpointing_enable()
+    torch.manual_seed(1)
+    expected, all_kept = gradients(plain)
+    torch.manual_seed(1)
+    found, kept = gradients(spared)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected))
+    assert kept < all_kept / 2
+    assert torch.equal(spared.eval()(next(stream())[0]), plain.eval()(next(stream())[0]))
+
+
 def test_a_step_whose_update_is_not_finite_is_never_told_as_good_and_is_taken_back():
     model = tiny().half()  # AdamW's eps is 0 in float16
     before = weights(model)
     with pytest.raises(TrainingError, match="step 0 is not finite.*float32; the weights are those of the step before$"):
-        next(train(model, stream(), steps=4, lr=1e-3))
+        next(train(model, stream(), steps=4, lr=1e-3, optimizer=torch.optim.AdamW(model.parameters(), fused=False)))
     assert not moved(model, before)
 
 

@@ -14,7 +14,9 @@ from llm.finetune.settings import Settings
 from llm.finetune.torchrun import ALONE, Group
 from llm.lora import lora_layers
 
-NEW_IN_2 = dict(start="chapter", dropout=0.0, skip_long=False)
+NEW_IN_2 = dict(start="chapter", dropout=0.0, skip_long=False) | dict(
+    precision="float32", accumulate=1, checkpointing=False
+)
 
 
 def resume(out: Path, given: dict | None = None, device: str = "cpu", group: Group = ALONE) -> Run:

@@ -29,7 +29,7 @@ from llm.text.examples import JOIN
 from llm.training import Step, evaluate, make_optimizer, train
 
 RESUME, REPORT = "resume.pt", "run.json"
-VERSION = 2  # of what RESUME holds: 2 has a version, the curve, and the settings start, dropout and skip_long
+VERSION = 2  # of what RESUME holds: 2 has a version, the curve, and the settings of `resume.NEW_IN_2`
 
 
 @dataclass
@@ -64,6 +64,7 @@ class Run:
             self.save()  # a folder that takes no file is found before the first step, not after the last
         loss = guarded(self.group.loss, model, self.base.loss)
         options = dict(steps=s.steps, lr=s.lr, optimizer=self.optimizer, start=self.done, loss=loss)
+        options |= dict(precision=s.precision, accumulate=s.accumulate)
         with closing(train(model, self._batches(), **options)) as training:
             while step := guarded(next, training, None):
                 self.done = step.index + 1
@@ -156,6 +157,8 @@ def prepare(settings: Settings, out: Path, device: str = "cpu", group: Group = A
         raise SettingError(f"--rows {settings.rows} is less than a row for each of {group.size} processes: give more")
     base = bases.load(settings.base, getattr(torch, settings.dtype), device)
     data = load_dataset(settings.data, base.tokenizer, base.context, settings.block, settings.skip_long)
+    if settings.checkpointing:
+        base.model.gradient_checkpointing_enable()
     digests = {"data": data.digest, "base": fingerprint(base.model)}
     if settings.lr is None:
         small = getattr(base.model, "config", None) == GPTConfig()

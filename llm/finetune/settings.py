@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from llm.errors import SettingError
 
 DTYPES = ("float32", "bfloat16")  # float16 would want its loss scaled
+PRECISIONS = ("auto", "float32", "bfloat16")  # as `loss.py` has them
 # Peak learning rate of LoRA, by the base: the course's own model, as data/results/rates.csv has it, and any other, whose
 # wider layers start hotter.
 COURSE_RATE, OTHER_RATE = 1e-2, 1e-3
@@ -19,7 +20,8 @@ class Settings:
     """A run in full: the same settings, text and base on the same machine give the same adapter, bit for bit.
 
     targets: see `targets.py`. start, dropout: see `LoraLinear`. rows: of a batch, in all processes together. block,
-    skip_long: see `load_dataset`. lr: None is `COURSE_RATE` for the course's model, `OTHER_RATE` for any other.
+    skip_long: see `load_dataset`. precision, accumulate: see `train`. checkpointing: work activations out again in the
+    backward instead of keeping them. lr: None is `COURSE_RATE` for the course's model, `OTHER_RATE` for any other.
     """
 
     data: str
@@ -37,14 +39,19 @@ class Settings:
     start: str = "chapter"
     dropout: float = 0.0
     skip_long: bool = False
+    precision: str = "auto"
+    accumulate: int = 1
+    checkpointing: bool = False
 
     def check(self) -> None:
         """Raises SettingError with one sentence for the first setting that makes no sense."""
-        for name in ("steps", "rows", "lr", "alpha"):
+        for name in ("steps", "rows", "lr", "alpha", "accumulate"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise SettingError(f"--{name} {value:g} makes no sense: give a number above 0")
         if self.dtype not in DTYPES:
             raise SettingError(f"there is no --dtype {self.dtype} here: choose one of {', '.join(DTYPES)}")
+        if self.precision not in PRECISIONS:
+            raise SettingError(f"there is no --precision {self.precision} here: choose one of {', '.join(PRECISIONS)}")
         if not 0 <= self.seed < 2**31:
             raise SettingError(f"--seed {self.seed} is out of range: give one from 0 to {2**31 - 1}")
