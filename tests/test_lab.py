@@ -234,7 +234,7 @@ def test_running_the_cell_again_stops_the_lab_before(lab, tmp_path):
 
 def test_the_prompt_follows_the_task_unless_the_learner_typed_one(lab):
     lab.controls["task"].value = "shakespeare"
-    assert lab.prompt.value == labs.PROMPTS["shakespeare"]
+    assert lab.prompt.value == labs.PROMPTS["shakespeare"]()
     lab.prompt.value = "Of mice"
     lab.controls["task"].value = "records"
     assert lab.prompt.value == "Of mice"

@@ -218,10 +218,11 @@ import os, sys, threading, torch
 before, threads, opened = dict(os.environ), threading.active_count(), []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
 import llm.adapters, llm.bases, llm.course.sweeps, llm.course.tasks, llm.text.dataset
-assert dict(os.environ) == before and threading.active_count() == threads
-data = [p for p in opened if "/data/" in p.replace(os.sep, "/") or p.endswith((".toml", ".safetensors", ".npy"))]
-assert not data, data
 assert "transformers" not in sys.modules and "matplotlib" not in sys.modules
+import llm.course.widgets.lab
+assert dict(os.environ) == before and threading.active_count() == threads
+data = [p for p in opened if os.path.abspath(p).startswith(os.path.abspath("data"))]
+assert not data, data
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert not done.returncode, done.stderr

@@ -4,7 +4,7 @@ A row is one run, described in full, and what it measured. A stopped sweep goes 
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -39,6 +39,7 @@ class Recipe:
     steps: int = 100
     seed: int = 0
     start: str = "chapter"
+    precision: str = "float32"  # said, so that a row does not depend on what the machine multiplies
 
 
 def _arms(task):
@@ -77,6 +78,14 @@ SWEEPS: dict[str, list[Recipe]] = {
     ],
     # the largest rank of "ranks" once more, at gentler rates
     "cooler": [Recipe(r=64, alpha=64, lr=lr, seed=s) for lr in (1e-3, 3e-3) for s in SEEDS],
+    # does the head's precision while training change what is learned?
+    "precisions": [
+        replace(run, seed=s, precision=precision)
+        for task in ("records", "shakespeare")
+        for run in [*(Recipe(task, r=r, alpha=r) for r in (1, 8, 64)), Recipe(task, "norm", lr=ARMS["norm"].lr)]
+        for precision in ("float32", "bfloat16")
+        for s in SEEDS
+    ],
     "targets": [
         Recipe(task, targets=t, seed=s)
         for task in ("records", "shakespeare")
@@ -99,7 +108,7 @@ def measure(run: Recipe) -> dict[str, float]:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     seconds = []
     try:
-        for step in train(model, task.batches(run.seed), steps=run.steps, lr=run.lr):
+        for step in train(model, task.batches(run.seed), steps=run.steps, lr=run.lr, precision=run.precision):
             seconds.append(step.seconds)
     except TrainingError:  # a rate too hot is a result, too; the weights are those of the last good step
         pass

@@ -34,7 +34,10 @@ from llm.training import best_device, evaluate, train
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-PROMPTS = {"records": make_records(1, seed=UNSEEN)[0].sentence, "shakespeare": "The people of the United States,"}
+PROMPTS = {  # made when asked for: a record's words come out of the tokenizer's tables
+    "records": lambda: make_records(1, seed=UNSEEN)[0].sentence,
+    "shakespeare": lambda: "The people of the United States,",
+}
 GIVE_WAY = 0.005  # seconds: a click needs several rounds of the loop to arrive, and a step is a hundred times as long
 JUDGED = 10  # steps: before, the rate has not reached its height, and a curve means nothing yet
 EVERY = 5  # steps between two measurements, each about as long as a step
@@ -88,7 +91,7 @@ class Lab(widgets.VBox):
         self.status, self.table, self.answers = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.image = widgets.Image(format="png", layout=dict(align_self="flex-start"))
         wide = dict(layout=widgets.Layout(width="640px"))
-        self.prompt = widgets.Text(PROMPTS[task], description="prompt", **wide)
+        self.prompt = widgets.Text(PROMPTS[task](), description="prompt", **wide)
         self.folder = widgets.Text(str(folder), description="folder", **wide)
         self.controls["task"].observe(self._new_task, names="value")
         self._say("ready: choose the settings and press Train")
@@ -263,8 +266,8 @@ class Lab(widgets.VBox):
         self._say(f"saved to {folder}: {info.parameters:,} parameters in {info.bytes:,} bytes")
 
     def _new_task(self, change):
-        if self.prompt.value == PROMPTS[change["old"]]:  # not one that the learner typed
-            self.prompt.value = PROMPTS[change["new"]]
+        if self.prompt.value == PROMPTS[change["old"]]():  # not one that the learner typed
+            self.prompt.value = PROMPTS[change["new"]]()
 
     def _say(self, text):
         self.status.value = live(text)
