@@ -29,14 +29,12 @@ def next_token_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.T
     """
     hidden, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)
     counted = targets != IGNORE
-    if hidden.device.type != "cuda" and not counted.all():
+    if not _waits(hidden.device) and not counted.all():
         hidden, targets, counted = hidden[counted], targets[counted], counted[counted]
         if len(targets) == 0:
             raise SettingError("no position counts towards the loss: every target is masked")
     hidden, targets = hidden.masked_fill(~counted[:, None], 0), targets.masked_fill(~counted, 0)
-    products, training = _products(weight), torch.is_grad_enabled()
-    with torch.autocast(weight.device.type, enabled=False):  # which product is of which precision is decided here
-        return _Chunked.apply(hidden, weight, targets, counted, products, training)
+    return _Chunked.apply(hidden, weight, targets, counted, _products(weight), torch.is_grad_enabled())
 
 
 @contextmanager
@@ -117,8 +115,13 @@ class _Chunked(torch.autograd.Function):
         return *(None if d is None else (d * gradient).to(dtype) for d, dtype in made), None, None, None, None
 
 
+def _waits(device):
+    """Whether to ask for a value is to wait until the device has worked off all that came before."""
+    return device.type == "cuda"
+
+
 def _calm(hidden, weight, products):
     """Whether exp takes every logit as it is: by Cauchy and Schwarz none comes near 88, where float32 and bfloat16 end."""
-    if hidden.is_cuda or products is torch.float16:  # a GPU would have to be waited for
+    if _waits(hidden.device) or products is torch.float16:
         return False
     return bool(hidden.norm(dim=1).amax() * weight.norm(dim=1).amax() < 80)

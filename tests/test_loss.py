@@ -66,14 +66,18 @@ def test_logits_that_exp_could_not_take_make_the_same_loss(monkeypatch, size):
         assert (one - other).norm() <= 1e-4 * other.norm()
 
 
-def test_as_a_gpu_counts_masked_positions_are_zeros_in_every_sum():
+def test_where_asking_is_waiting_masked_positions_are_zeros_in_every_sum(monkeypatch):
     hidden, weight, targets = problem(300, masked=40)
-    counted = targets != IGNORE
-    found = loss._Chunked.apply(hidden, weight, targets.clamp(min=0), counted, torch.float32, True)
     expected = plain(hidden, weight, targets)
+    theirs = torch.autograd.grad(expected, (hidden, weight))
+    monkeypatch.setattr(loss, "_waits", lambda device: True)
+    spoilt = hidden.detach().clone()
+    spoilt[targets == IGNORE] = float("nan")
+    found = next_token_loss(spoilt.requires_grad_(True), weight, targets)
     torch.testing.assert_close(found, expected)
-    for one, other in zip(*(torch.autograd.grad(value, (hidden, weight)) for value in (found, expected))):
+    for one, other in zip(torch.autograd.grad(found, (spoilt, weight)), theirs):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    assert next_token_loss(hidden, weight, torch.full_like(targets, IGNORE)).isnan()
 
 
 @pytest.mark.parametrize("frozen", [True, False])

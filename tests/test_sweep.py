@@ -81,7 +81,10 @@ def test_a_plan_that_grew_in_its_middle_is_recorded_in_its_order(counted, tmp_pa
 def test_an_unknown_sweep_is_one_sentence_with_the_names_there_are(tmp_path, capsys):
     with pytest.raises(ValueError) as caught:
         next(sweeps.sweep("rank", tmp_path))
-    assert str(caught.value) == "there is no sweep called 'rank': choose one of rates, ranks, alphas, cooler, targets"
+    assert (
+        str(caught.value)
+        == "there is no sweep called 'rank': choose one of rates, ranks, alphas, cooler, precisions, targets"
+    )
     assert main(["sweep", "rank"]) == 1
     assert capsys.readouterr().err == f"error: {caught.value}\n"
 

@@ -11,6 +11,7 @@ from safetensors.torch import save
 
 from llm import files
 from llm.course.pretraining_mixture import heldout, mixture
+from llm.loss import multiplies_bfloat16
 from llm.model import GPT, GPTConfig
 from llm.training import evaluate, make_optimizer, train
 
@@ -31,6 +32,7 @@ def pretrain(out: Path, steps: int = 4200, seed: int = 0, every: int = 100) -> I
 
     Embedding and head are one matrix while it trains, and two equal ones in what it writes: apart, each of the
     vocabulary's words has to be seen in many records before it can be copied; together, one circuit copies them all.
+    The head's products are in bfloat16 where the processor multiplies it, though the head trains: half of a step is there.
     Writes `log.csv` and `resume.pt` as it goes, `model.safetensors` (fp16) and `config.json` at the end.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -48,7 +50,9 @@ def pretrain(out: Path, steps: int = 4200, seed: int = 0, every: int = 100) -> I
     start = rows[-1]["step"] if rows else 0
     held = heldout()
     stream = mixture(seed, start)
-    for step in train(model, stream, steps=steps, lr=pretraining_rate, warmup=30, optimizer=optimizer, start=start):
+    options = dict(steps=steps, lr=pretraining_rate, warmup=30, optimizer=optimizer, start=start)
+    precision = "bfloat16" if multiplies_bfloat16(model.lm_head.weight.device) else "float32"
+    for step in train(model, stream, **options, precision=precision):
         seconds, tokens = seconds + step.seconds, tokens + step.tokens
         done = step.index + 1
         if done % every == 0 or done == steps:
