@@ -4,16 +4,17 @@ BIN := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: help setup real lab test lint unit notebooks browser test-colab refresh bench clean
+.PHONY: help setup real lab test lint unit notebooks browser test-colab test-floors refresh bench clean
 
 help:
 	@echo "make lab        set up, then open the course in JupyterLab"
 	@echo "make real       add what notebook 07 needs: transformers, peft, gguf, and a real model (98 MB)"
 	@echo "make test       set up all of it, then lint, unit tests, every notebook under nbval and in a browser"
 	@echo "make test-colab every notebook alone, on the versions that Colab has"
+	@echo "make test-floors the unit tests on the lowest versions that the course admits"
 	@echo "make refresh    run every notebook from the top and store its outputs"
 	@echo "make bench      time LoRA against full fine-tuning, ours against transformers + PEFT"
-	@echo "make clean      remove what is made again in minutes: .venv, build/colab, cached corpora; models and runs stay"
+	@echo "make clean      remove what is made again in minutes: .venv, build/colab, build/floors, cached corpora; models and runs stay"
 
 .venv/.lab: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"Python {v[0]}.{v[1]} is too old: call make with PYTHON=python3.11 or newer")'
@@ -69,6 +70,18 @@ build/colab/.done: tests/colab/pins.txt constraints.txt
 test-colab: build/colab/.done
 	build/colab/bin/python tests/colab/run.py
 
+# the lowest version of everything that pyproject.toml admits, but torch
+build/floors/.done: tests/floors/pins.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear build/floors
+	build/floors/bin/pip install --quiet --constraint constraints.txt torch
+	$(PYTHON) tests/floors/pins.py > build/floors/pins.txt
+	build/floors/bin/pip install --quiet --requirement build/floors/pins.txt
+	@touch $@
+
+test-floors: build/floors/.done real
+	build/floors/bin/lint-imports
+	build/floors/bin/python -m pytest tests --ignore tests/browser --ignore tests/test_start.py
+
 refresh: real
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --NotebookClient.store_widget_state=False --NotebookClient.record_timing=False --NotebookClient.startup_timeout=1200 --NotebookClient.iopub_timeout=1200 $(NOTEBOOKS)
 
@@ -78,4 +91,4 @@ bench: .venv/.test real
 
 # never build/ as a whole: a merged model or an hour of pretraining may lie there
 clean:
-	rm -rf .venv build/colab build/lib build/bdist.* data/cache *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv build/colab build/floors build/lib build/bdist.* data/cache *.egg-info .pytest_cache .ruff_cache .import_linter_cache

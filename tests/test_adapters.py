@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -92,7 +92,7 @@ def folder(tmp_path):
     """An adapter that says no more than PEFT's do, so that each check has to stand alone."""
     folder = tmp_path / "adapter"
     save_adapter(tuned(), folder)
-    save_file(load_file(folder / TENSORS), folder / TENSORS, {"format": "pt"})
+    save_file(load((folder / TENSORS).read_bytes()), folder / TENSORS, {"format": "pt"})
     return folder
 
 
@@ -102,7 +102,7 @@ def edit_config(folder, **changes):
 
 
 def edit_tensors(folder, change):
-    tensors = load_file(folder / TENSORS)
+    tensors = load((folder / TENSORS).read_bytes())
     change(tensors)
     save_file(tensors, folder / TENSORS)
 
@@ -202,7 +202,7 @@ def test_a_scale_set_by_hand_is_the_scale_that_is_saved(tmp_path):
 def test_over_a_half_precision_base_factors_go_out_and_back_in_float32_bit_for_bit(tmp_path, dtype):
     model = tuned(model=base().to(dtype))
     save_adapter(model, tmp_path / "a")
-    assert {t.dtype for t in load_file(tmp_path / "a" / TENSORS).values()} == {torch.float32}
+    assert {t.dtype for t in load((tmp_path / "a" / TENSORS).read_bytes()).values()} == {torch.float32}
     loaded = load_adapter(base().to(dtype), tmp_path / "a")
     assert {p.dtype for p in loaded.parameters()} == {dtype, torch.float32} and torch.equal(loaded(IDX), model(IDX))
     wide = load_adapter(base(), tmp_path / "a")  # the same base in float32
@@ -213,7 +213,7 @@ def test_over_a_half_precision_base_factors_go_out_and_back_in_float32_bit_for_b
 def test_factors_that_somebody_has_cast_to_half_precision_are_kept_in_float32(tmp_path, dtype):
     model = tuned().to(dtype)
     save_adapter(model, tmp_path / "a")
-    assert {t.dtype for t in load_file(tmp_path / "a" / TENSORS).values()} == {torch.float32}
+    assert {t.dtype for t in load((tmp_path / "a" / TENSORS).read_bytes()).values()} == {torch.float32}
     cast = load_adapter(tuned(seed=4).to(dtype), tmp_path / "a")
     assert {p.dtype for p in cast.parameters()} == {dtype} and torch.equal(cast(IDX), model(IDX))
 
@@ -221,7 +221,7 @@ def test_factors_that_somebody_has_cast_to_half_precision_are_kept_in_float32(tm
 def test_the_folder_holds_two_files_and_no_base_weight(tmp_path):
     model = tuned()
     save_adapter(model, tmp_path / "a")
-    tensors = load_file(tmp_path / "a" / TENSORS)
+    tensors = load((tmp_path / "a" / TENSORS).read_bytes())
     assert sorted(os.listdir(tmp_path / "a")) == [CONFIG, TENSORS]
     assert {k.rsplit(".", 2)[1] for k in tensors} == {"lora_A", "lora_B"} and len(tensors) == 2 * 8
     assert sum(t.numel() for t in tensors.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -122,7 +122,7 @@ def test_help_names_every_command_and_no_sentence_is_cut_short(capsys, monkeypat
     shown = out.partition("Commands:\n")[2]
     assert re.findall(r"^  (\w+)  +[A-Z].*\.$", shown, re.M) == list(COMMANDS) and "..." not in shown
     bare = said(capsys)
-    assert bare[0] == 2 and "Usage" in bare[1] + bare[2]
+    assert bare[0] in (0, 2) and "Usage" in bare[1] + bare[2]  # 0 before click 8.2
 
 
 def test_help_does_not_wait_for_torch():
@@ -440,7 +440,7 @@ def lacking(monkeypatch, package, version=None):
 
 DRY = [
     ("peft", None, 0, 'peft, for notebook 07: make real, or pip install -e ".[real]"'),
-    ("transformers", "4.9.1", 0, "transformers, for notebook 07: a version >=4.56 is needed"),
+    ("transformers", "4.9.1", 0, "transformers, for notebook 07: a version >=5.1 is needed"),
     ("jupyterlab", None, 0, 'jupyterlab, for JupyterLab: pip install -e ".[lab]"'),
     ("tqdm", None, 1, "tqdm, for every notebook: pip install -e ."),
     ("torch", "2.5.1+cu124", 1, "torch, for every notebook: a version >=2.6 is needed: pip install -e ."),

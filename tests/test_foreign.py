@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn as nn
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from test_adapters import IDX, assert_refused, base, edit_config, edit_tensors, randomise, tuned
 from test_peft import answer, in_peft, learn, llama, settings
 
@@ -24,7 +24,7 @@ def peft_llama(folder, **options):
 
 
 def rename(folder, how):
-    tensors = load_file(folder / TENSORS)
+    tensors = load((folder / TENSORS).read_bytes())
     save_file({how(key): tensor for key, tensor in tensors.items()}, folder / TENSORS, {"format": "pt"})
 
 
@@ -65,7 +65,7 @@ def test_all_linear_holds_with_the_head_and_without_it_as_the_factors_have_it(tm
     for name, skip in (("without", None), ("with", ())):
         model = tuned(skip=skip)
         save_adapter(model, tmp_path / name)
-        save_file(load_file(tmp_path / name / TENSORS), tmp_path / name / TENSORS, {"format": "pt"})
+        save_file(load((tmp_path / name / TENSORS).read_bytes()), tmp_path / name / TENSORS, {"format": "pt"})
         edit_config(tmp_path / name, target_modules="all-linear")
         assert torch.equal(load_adapter(base(), tmp_path / name)(IDX), model(IDX))
     edit_tensors(tmp_path / "without", lambda t: [t.pop(key) for key in list(t) if "h.1.mlp.c_fc" in key])
@@ -327,7 +327,7 @@ def test_an_adapter_knows_its_base_again_in_another_precision(tmp_path, here, th
 
 def test_a_base_whose_weights_are_packed_is_refused_in_a_sentence(tmp_path):
     save_adapter(tuned(), tmp_path / "a")
-    save_file(load_file(tmp_path / "a" / TENSORS), tmp_path / "a" / TENSORS, {"format": "pt"})
+    save_file(load((tmp_path / "a" / TENSORS).read_bytes()), tmp_path / "a" / TENSORS, {"format": "pt"})
     model = base()
     layer = model.transformer.h[0].attn.c_attn
     layer.weight = nn.Parameter(torch.zeros(layer.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)

@@ -9,7 +9,8 @@ import weakref
 
 import pytest
 import torch
-from ipywidgets.widgets.widget import _instances
+from ipywidgets import Widget
+from ipywidgets.widgets import widget as registry
 
 from llm.adapters import inspect_adapter
 from llm.course.tasks import Task
@@ -21,6 +22,7 @@ from llm.lora import START, lora_layers
 from llm.model import GPT, GPTConfig
 from llm.spectra import snapshot
 
+ALIVE = registry._instances if hasattr(registry, "_instances") else Widget.widgets  # ipywidgets 8, and 7
 HANG = 20 * 60  # seconds
 
 
@@ -367,7 +369,7 @@ def test_a_task_that_there_is_not_is_refused_in_a_sentence():
 @pytest.mark.parametrize("training", [False, True])
 def test_running_the_cell_again_frees_the_lab_before_with_its_model_and_widgets(lab, training):
     def parts():
-        return len(_instances)
+        return len(ALIVE)
 
     def another():
         return Lab(GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16)))

@@ -102,7 +102,7 @@ def test_make_test_sets_up_first_and_ci_calls_it():
     assert re.search(r"^setup: \.venv/\.lab$", makefile, re.M) and re.search(r"^real: setup ", makefile, re.M)
     run = ROOT / ".ci" / "run"
     made = [line for line in run.read_text(encoding="utf-8").splitlines() if line.startswith("make ")]
-    assert made == ["make test", "make test-colab"] and run.stat().st_mode & 0o111
+    assert made == ["make test", "make test-colab", "make test-floors"] and run.stat().st_mode & 0o111
 
 
 def test_everything_is_installed_with_the_constraints():
@@ -112,9 +112,17 @@ def test_everything_is_installed_with_the_constraints():
         .replace("$(INSTALL)", "pip install --constraint constraints.txt")
     )
     installs = re.findall(r"pip install .*", makefile)
-    of_colab = [line for line in installs if line.endswith("--requirement tests/colab/pins.txt")]  # has pins of its own
-    assert len(of_colab) == 1 and len(installs) >= 3
-    assert all("--constraint constraints.txt" in line for line in installs if line not in of_colab)
+    own = [line for line in installs if line.endswith(("tests/colab/pins.txt", "build/floors/pins.txt"))]
+    assert len(own) == 2 and len(installs) >= 4
+    assert all("--constraint constraints.txt" in line for line in installs if line not in own)
+
+
+def test_the_floors_are_the_lowest_versions_that_pyproject_admits():
+    done = subprocess.run([sys.executable, "tests/floors/pins.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    floors = {pin.replace("==", ">=") for pin in done.stdout.split()}
+    extras = PROJECT["optional-dependencies"].values()
+    asked = set(PROJECT["dependencies"]).union(*extras)
+    assert asked - floors == {next(one for one in asked if one.startswith("torch>="))} and floors < asked
 
 
 def test_the_environment_for_colab_has_the_versions_that_colab_has():

@@ -9,7 +9,8 @@ import weakref
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from ipywidgets.widgets.widget import _instances
+from ipywidgets import Widget
+from ipywidgets.widgets import widget as registry
 from matplotlib.figure import Figure
 
 from llm import spectra
@@ -23,6 +24,8 @@ from llm.course.widgets.targets import targets_explorer
 from llm.course.widgets.voices import Voices
 from llm.lora import apply_lora, lora_layers
 from llm.model import GPT, GPTConfig
+
+ALIVE = registry._instances if hasattr(registry, "_instances") else Widget.widgets  # ipywidgets 8, and 7
 
 
 def size(png):
@@ -175,10 +178,10 @@ def test_an_empty_prompt_and_a_broken_adapter_get_a_sentence_and_the_explorer_go
 
 def test_a_cell_that_runs_again_frees_the_voices_before_and_their_model(voices):
     gc.collect()
-    before, model = len(_instances), weakref.ref(voices._model)
+    before, model = len(ALIVE), weakref.ref(voices._model)
     again = Voices(GPT(GPTConfig(n_layer=1, n_head=2, n_embd=16)), voices._folders, "My lord")
     gc.collect()
-    assert model() is None and len(_instances) == before
+    assert model() is None and len(ALIVE) == before
     again.close()
 
 
@@ -188,10 +191,10 @@ def test_a_cell_that_runs_again_frees_the_explorer_before_and_its_updates(monkey
     monkeypatch.setattr(spectra, "decompose", lambda w: made.append(decompose(w)) or made[-1])
     deltas = {"records": {"transformer.h.0.attn.c_attn.weight": noise(24, 16)}}
     out = [delta_explorer(deltas)]  # as IPython's `Out` does
-    before, held = len(_instances), weakref.ref(made.pop().u)
+    before, held = len(ALIVE), weakref.ref(made.pop().u)
     out.append(delta_explorer(deltas))
     gc.collect()
-    assert held() is None and len(_instances) == before
+    assert held() is None and len(ALIVE) == before
 
 
 def test_no_key_waits_for_a_decomposition(monkeypatch):
