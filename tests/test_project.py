@@ -118,7 +118,9 @@ def test_everything_is_installed_with_the_constraints():
 
 
 def test_the_floors_are_the_lowest_versions_that_pyproject_admits():
-    done = subprocess.run([sys.executable, "tests/floors/pins.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "tests/floors/pins.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     floors = {pin.replace("==", ">=") for pin in done.stdout.split()}
     extras = PROJECT["optional-dependencies"].values()
     asked = set(PROJECT["dependencies"]).union(*extras)
