@@ -1,10 +1,11 @@
 """Figures: numbers in, a matplotlib Figure out. No training, no files, no widgets.
 
 `palette.py` the colours of the whole course; `canvas.py` sizes, style, labels; then a file a subject: `training.py`,
-`matrices.py`, `spectra.py`, `sweeps.py`, `counts.py`. Notebooks say `figures.savings(...)` and need not know which.
+`matrices.py`, `spectra.py`, `sweeps.py`, `counts.py`, `costs.py`. Notebooks say `figures.savings(...)` and need not know which.
 """
 
 from llm.course.figures.canvas import DRAWING, label_end, new_axes, png, spread
+from llm.course.figures.costs import stacked
 from llm.course.figures.counts import audit, footprint, savings, shares
 from llm.course.figures.matrices import factors, layer, rank_strip
 from llm.course.figures.palette import COLOURS, NAMES
