@@ -35,7 +35,7 @@ def read(name_or_folder: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
 
     Everything but the values is checked before a tensor is read. Raises BaseError.
     """
-    folder = Path(name_or_folder)
+    folder = Path(name_or_folder).expanduser()
     if not folder.exists() and str(name_or_folder) in HUB:
         folder = _download(str(name_or_folder))
     fields, tied = _fields(read_config(folder), folder)
@@ -102,10 +102,13 @@ def read_config(folder: Path) -> dict:
         raise BaseError(f"{folder / CONFIG} is damaged: copy or download it again")
     if not any((folder / name).is_file() for name in (TENSORS, INDEX)):
         pickles = sorted(p.name for kind in ("*.bin", "*.pt", "*.pth", "*.pkl") for p in folder.glob(kind))
+        others = sorted(p.name for p in folder.glob("*.safetensors"))
         raise BaseError(
             f"{folder} has its weights in {pickles[0]}, a pickle, which can run code and is never opened here: "
             f"save it again as {TENSORS}"
             if pickles
+            else f"{folder} has no {TENSORS} but {others[0]}: call that {TENSORS}"
+            if len(others) == 1
             else f"{folder} has no {TENSORS}: copy or download it again"
         )
     _refuse_packed(folder, config)
@@ -117,11 +120,16 @@ def _elsewhere(folder):
     for found in sorted([*folder.glob(f"*/{CONFIG}"), *folder.glob(f"snapshots/*/{CONFIG}")]):
         return f", and the model is in {found.parent}: give that"
     for found in sorted(folder.glob("*.gguf")):
-        return (
-            f", only {found.name}: save it as {TENSORS} with AutoModelForCausalLM.from_pretrained(folder, "
-            "gguf_file=...).save_pretrained(...), the tokenizer likewise"
-        )
+        return f", only {gguf(found)}"
     return ""
+
+
+def gguf(path: Path) -> str:
+    """The end of a sentence on a GGUF file: what to do with it."""
+    return (
+        f"{path.name}: save it as {TENSORS} with AutoModelForCausalLM.from_pretrained(folder, "
+        "gguf_file=...).save_pretrained(...), the tokenizer likewise"
+    )
 
 
 def _refuse_packed(folder, config):
@@ -169,12 +177,13 @@ def _fields(config, folder):
     ).items()}  # fmt: skip
     inner = config.get("n_inner") or 4 * (sizes["n_embd"] or 0)
     numbers = (*sizes.values(), inner)
-    if (
-        not all(type(n) is int and n > 0 for n in numbers)
-        or sizes["n_embd"] % sizes["n_head"]
-        or inner % sizes["n_embd"]
-    ):
+    if not all(type(n) is int and n > 0 for n in numbers) or sizes["n_embd"] % sizes["n_head"]:
         raise BaseError(f"{folder / CONFIG} gives no sizes that fit together: copy or download it again")
+    if inner % sizes["n_embd"]:
+        raise BaseError(
+            f"{folder}: n_inner={inner} is no multiple of n_embd={sizes['n_embd']}, as the course's GPT needs it: take "
+            "another GPT-2"
+        )
     tied = config.get("tie_word_embeddings", True) is not False
     return dict(sizes, ffn_mult=inner // sizes["n_embd"], bias=True, tied_lm_head=tied), tied
 

@@ -25,6 +25,10 @@ START = {
 }
 
 
+# names that wrappers put into the paths of what they hold: torch.compile, activation checkpointing, FSDP
+INSIDE = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+
+
 class LoraLinear(nn.Module):
     """A frozen `nn.Linear` plus a trainable low-rank update.
 
@@ -171,7 +175,9 @@ def what_there_is(model: nn.Module) -> str:
     """For a sentence: the names of a model's linear layers or, where there are none, the kinds of its layers."""
     kinds = {type(m).__name__ for m in model.modules() if next(m.parameters(recurse=False), None) is not None}
     if "Conv1D" in kinds:  # transformers' GPT-2
-        return "this model is made of Conv1D layers; llm.model.GPT.from_pretrained has the same weights as nn.Linear"
+        own = getattr(getattr(model, "config", None), "model_type", "gpt2") == "gpt2"
+        instead = "; llm.model.GPT.from_pretrained has the same weights as" if own else ", which are not"
+        return f"this model is made of Conv1D layers{instead} nn.Linear"
     if names := {path.rpartition(".")[2] for m, (path, *_) in places(model).items() if isinstance(m, nn.Linear)}:
         return f"this model's linear layers are called {', '.join(sorted(names))}"
     return f"this model is made of {', '.join(sorted(kinds)) or 'nothing that has weights'}"
@@ -180,11 +186,11 @@ def what_there_is(model: nn.Module) -> str:
 def places(model: nn.Module) -> dict[nn.Module, list[str]]:
     """Every module of `model` with the paths it stands at: one that is shared has several.
 
-    Without the prefixes that torch.compile and DistributedDataParallel put before the names of what they hold.
+    Without the names that torch.compile, DistributedDataParallel and other wrappers put into them.
     """
     found: dict[nn.Module, list[str]] = {}
     for path, module in bare(model).named_modules(remove_duplicate=False):
-        found.setdefault(module, []).append(".".join(part for part in path.split(".") if part != "_orig_mod"))
+        found.setdefault(module, []).append(".".join(part for part in path.split(".") if part not in INSIDE))
     return found
 
 

@@ -253,6 +253,37 @@ def test_of_a_model_from_elsewhere_a_head_of_its_own_is_used_or_refused(tmp_path
         assert "holds a head that is not its embedding" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("options", "config", "first"),
+    [
+        (dict(num_hidden_layers=3), dict(num_hidden_layers=2, layer_types=None), "model.layers.2."),
+        (dict(attention_bias=True), dict(attention_bias=False), "model.layers.0.self_attn.k_proj.bias"),
+    ],
+    ids=["blocks", "biases"],
+)
+def test_tensors_of_the_file_that_the_config_would_drop_are_refused(tmp_path, options, config, first):
+    folder = saved(model(**options), tmp_path / "m", tokenizer())
+    edit(folder, **config)
+    refused(folder, "drops", first, "config.json")
+
+
+def test_tensors_beside_the_model_are_no_part_of_it(tmp_path):
+    folder = saved(model(), tmp_path / "m", tokenizer())
+    path, odd = folder / "model.safetensors", torch.ones(4)
+    beside = ("v_head.summary.weight", "model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.1.self_attn.bias")
+    state = load(path.read_bytes())
+    path.unlink()
+    save_file(state | {key: odd.clone() for key in beside}, path, {"format": "pt"})
+    idx = torch.arange(8)[None]
+    assert torch.allclose(bases.load(folder).model(idx).logits, model()(idx).logits, atol=1e-5)
+
+
+def test_a_head_that_the_file_has_only_as_its_embedding_is_refused_with_that_cure(tmp_path):
+    folder = saved(model(tie_word_embeddings=True), tmp_path / "m", tokenizer())
+    edit(folder, tie_word_embeddings=False)
+    refused(folder, "lm_head.weight", 'set "tie_word_embeddings" to true')
+
+
 def test_buffers_keep_their_dtype_when_weights_are_in_16_bits(tmp_path):
     base = bases.load(saved(model(), tmp_path / "m", tokenizer()), torch.bfloat16)
     assert {p.dtype for p in base.model.parameters()} == {torch.bfloat16}
@@ -341,6 +372,7 @@ def test_an_adapter_a_folder_further_up_a_file_and_a_gguf_are_each_named(tmp_pat
     (tmp_path / "gguf").mkdir()
     (tmp_path / "gguf" / "x.gguf").write_bytes(b"GGUF")
     refused(tmp_path / "gguf", "only x.gguf: save it as model.safetensors")
+    refused(tmp_path / "gguf" / "x.gguf", "x.gguf: save it as model.safetensors")
     (tmp_path / "adapter").mkdir()
     for where, part in ((tmp_path / "adapter", "is an adapter, not a base"), (folder, "holds a model and an adapter")):
         (where / "adapter_config.json").write_text('{"peft_type": "LORA"}')
@@ -359,6 +391,23 @@ def test_what_a_broken_transformers_says_is_passed_on(tmp_path):
         path = dict(PYTHONPATH=f"{tmp_path}:{theirs.OURS.parent}", PATH="")
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=path)
         assert "transformers is installed but does not load (it wants tokenizers 0.21)" in done.stderr
+
+
+def test_a_transformers_that_is_too_old_is_named_and_not_the_folder(tmp_path, monkeypatch):
+    folder = saved(model(), tmp_path / "m", tokenizer())
+    monkeypatch.setattr(theirs.importlib.metadata, "version", lambda name: "4.50.3")
+    assert bases.load(folder).context == 64, "as long as it reads the model it will do"
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-7])
+    refused(folder, "damaged")
+    for name, kind in (("AutoModelForCausalLM", "model"), ("AutoTokenizer", "tokenizer")):
+        folder = saved(model(), tmp_path / kind, tokenizer())
+
+        def fails(*args, **options):
+            raise TypeError("got an unexpected keyword argument 'dtype'")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(getattr(transformers, name), "from_pretrained", fails)
+            refused(folder, "'dtype'", "4.50.3 is installed and", "make real")
 
 
 def test_a_defect_of_ours_while_a_base_is_loaded_keeps_its_traceback(tmp_path, monkeypatch):

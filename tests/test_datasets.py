@@ -171,6 +171,13 @@ def test_a_missing_file_a_folder_and_another_kind_of_file_are_one_sentence_each(
     assert_refused(write(tmp_path / "a.csv", "a,b"), f"a.csv is neither .txt nor .jsonl: {known}")
 
 
+@pytest.mark.parametrize("suffix", [".TXT", ".Jsonl"])
+def test_the_ending_of_a_name_may_be_in_capitals(tmp_path, suffix):
+    rows = "\n".join(json.dumps({"prompt": f"say {i}", "completion": str(i)}) for i in range(9))
+    data = load_dataset(str(write(tmp_path / f"mine{suffix}", rows if suffix == ".Jsonl" else PROSE)))
+    assert data.completes == (suffix == ".Jsonl")
+
+
 def test_a_file_that_may_not_be_read_is_one_sentence(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     write(path, PROSE)

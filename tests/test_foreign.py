@@ -7,11 +7,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load, save_file
 from test_adapters import IDX, assert_refused, base, edit_config, edit_tensors, randomise, tuned
 from test_peft import answer, in_peft, learn, llama, settings
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from llm.adapters import fingerprint, inspect_adapter, load_adapter, save_adapter
 from llm.adapters.folder import CONFIG, TENSORS
 from llm.errors import AdapterError
-from llm.lora import apply_lora, lora_layers
+from llm.lora import apply_lora, lora_layers, remove_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::FutureWarning:transformers")
 
@@ -174,6 +175,8 @@ OTHERS = {
     "LyCORIS": ("lycoris_layers_0_q_proj.hada_w1_a", "LyCORIS|something"),
     "MLX": ("model.layers.0.self_attn.q_proj.lora_a", "MLX or torchtune"),
     "torchtune": ("layers.0.attn.q_proj.lora_a.weight", "MLX or torchtune"),
+    "a name of nobody": ("base_model.model.model.layers.0.self_attn.q_proj.loraA.weight", "under a name"),
+    "slashes": ("base_model/model/model/layers/0/self_attn/q_proj/lora_A/weight", "under a name.*PEFT's format first"),
     "a trained head": ("base_model.model.lm_head.modules_to_save.weight", "trained whole"),
     "a bias with a name": ("base_model.model.model.layers.0.self_attn.q_proj.lora_B.default.bias", "a bias"),
 }
@@ -226,6 +229,7 @@ FOLDERS = {
     "MLX": ([_tensors("adapters.safetensors", "model.layers.0.q.lora_a"), _put(CONFIG, b"{}")], "an adapter of MLX"),
     "diffusers": ([_tensors("pytorch_lora_weights.safetensors", "unet.x.lora.up.weight")], "diffusers, for an image"),
     "kohya": ([_tensors("style.safetensors", "lora_unet_x.lora_down.weight")], "style.safetensors holds .*kohya"),
+    "LitGPT": ([_put("lit_model.pth.lora")], "lit_model.pth.lora is a pickle, which can run code"),
     "GGUF": ([_put("poet.gguf")], "poet.gguf is a GGUF file, for llama.cpp"),
     "in pieces": ([_tensors("adapter_model-00001-of-00002.safetensors", "x")], "in several pieces"),
     "renamed": ([_tensors("poet.safetensors", "base_model.model.q.lora_A.weight")], f"call it {TENSORS}"),
@@ -288,13 +292,37 @@ def test_a_wrapped_model_saves_the_plain_one_s_adapter_and_loads_it(tmp_path, ca
     assert torch.equal(fresh(IDX), model(IDX))
 
 
-def test_compiled_layers_have_their_plain_names(tmp_path):
+@pytest.mark.parametrize("wrap", [torch.compile, checkpoint_wrapper])
+@pytest.mark.parametrize("where", ["mlp.c_fc", "mlp", ""])
+def test_layers_and_blocks_in_wrappers_have_their_plain_names(tmp_path, wrap, where):
+    def wrapped(model):
+        for i in range(len(model.transformer.h)):
+            path = f"transformer.h.{i}.{where}".removesuffix(".")
+            model.set_submodule(path, wrap(model.get_submodule(path)))
+        return model
+
     model = tuned()
-    for block in model.transformer.h:
-        block.mlp.c_fc = torch.compile(block.mlp.c_fc)
-    save_adapter(model, tmp_path / "a")
+    save_adapter(wrapped(model), tmp_path / "a")
     loaded = load_adapter(base(), tmp_path / "a")
-    assert len(lora_layers(loaded)) == 8
+    assert len(lora_layers(loaded)) == 8 and inspect_adapter(tmp_path / "a").fingerprint == fingerprint(base())
+    assert len(lora_layers(load_adapter(wrapped(base()), tmp_path / "a"))) == 8
+    assert not lora_layers(remove_lora(model)) and fingerprint(model) == fingerprint(base())
+
+
+class Holder(nn.Module):
+    """A model in a module of the learner's own, as Lightning wants it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+
+def test_an_adapter_of_a_model_in_a_module_of_its_own_shows_the_path_and_blames_no_base(tmp_path):
+    save_adapter(Holder(tuned()), tmp_path / "a")
+    assert_refused(
+        tmp_path / "a", r"'model.transformer.h.0.attn.c_attn', which does not exist .*it has 'transf", base()
+    )
+    assert len(lora_layers(load_adapter(Holder(base()), tmp_path / "a").model)) == 8
 
 
 def test_loading_draws_no_random_number(tmp_path):

@@ -132,7 +132,7 @@ def test_other_sizes_than_the_config_says_are_one_sentence(folder, changes, part
     refused(folder, "is not the model that its config.json says", part)
 
 
-@pytest.mark.parametrize("sizes", [dict(n_head=3), dict(n_head=0), dict(n_embd="16"), dict(n_layer=None), dict(n_inner=17), dict(n_embd=-16), dict(n_embd=True)], ids=str)  # fmt: skip
+@pytest.mark.parametrize("sizes", [dict(n_head=3), dict(n_head=0), dict(n_embd="16"), dict(n_layer=None), dict(n_inner=-1), dict(n_embd=-16), dict(n_embd=True)], ids=str)  # fmt: skip
 def test_sizes_that_cannot_be_are_one_sentence(folder, sizes):
     edit(folder, **sizes)
     refused(folder, "config.json gives no sizes that fit together")
@@ -146,6 +146,11 @@ def test_sizes_that_cannot_be_are_one_sentence(folder, sizes):
 def test_a_variant_that_would_compute_other_numbers_is_refused_by_name(folder, change):
     edit(folder, **change)
     refused(folder, *change, "is not what the course's GPT computes")
+
+
+def test_an_mlp_that_the_courses_gpt_cannot_have_is_named(folder):
+    edit(folder, n_inner=17)
+    refused(folder, "n_inner=17 is no multiple of n_embd=16")
 
 
 def test_a_model_of_another_kind_is_refused(folder):
@@ -187,6 +192,8 @@ def test_a_pickle_is_refused_unopened(folder):
     refused(folder, "pytorch_model.bin, a pickle, which can run code and is never opened here")
     (folder / "pytorch_model.bin").unlink()
     refused(folder, "has no model.safetensors")
+    (folder / "model.fp16.safetensors").write_bytes(b"x")
+    refused(folder, "has no model.safetensors but model.fp16.safetensors: call that model.safetensors")
 
 
 # the hub
@@ -218,6 +225,12 @@ def test_no_network_is_one_sentence_with_two_ways_out(monkeypatch):
 def test_a_folder_of_that_name_goes_before_the_hub(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     assert GPT.from_pretrained("gpt2").config.n_embd == 16
+
+
+def test_a_tilde_is_the_home_folder(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.setenv("USERPROFILE", str(folder.parent))
+    assert GPT.from_pretrained(f"~/{folder.name}").config.n_embd == 16
 
 
 def test_reading_does_not_touch_the_random_numbers(folder):

@@ -285,6 +285,9 @@ def test_gpt_2_as_transformers_builds_it_is_refused_with_the_kind_of_its_layers_
     assert_refused(model, lambda m: apply_lora(m, r=2, **options), r"made of Conv1D.*GPT\.from_pretrained")
     model = transformers.GPT2LMHeadModel(config)
     assert_refused(model, lambda m: apply_lora(m, r=2, **options), r"Conv1D.*GPT\.from_pretrained")
+    config = transformers.OpenAIGPTConfig(vocab_size=97, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    model = transformers.OpenAIGPTLMHeadModel(config)  # GPT-1, which `GPT.from_pretrained` does not read
+    assert_refused(model, lambda m: apply_lora(m, r=2, **options), r"made of Conv1D layers, .*not nn.Linear$")
 
 
 @pytest.mark.parametrize(

@@ -415,7 +415,7 @@ FOREIGN = {
     "lora_embedding_B": "the LoRA of an embedding",
     "base_layer.weight": "a weight of the base",
     "token_adapter.trainable_tokens_delta": "embeddings of trained tokens",
-    "lora_C": "something else",
+    "lora_C": "a factor under a name that is not known here",
 }
 
 

@@ -30,6 +30,7 @@ KEYS = {  # how to know what is no factor among the tensors, what it is, and wha
     r"\.lora\.(down|up)\.|_lora\.(down|up)\.": ("a part of a diffusers file for image models", PLAIN),
     r"\.(hada|lokr|oft)_": ("a part of a LyCORIS file", PLAIN),
     r"\.lora_[ab](\.weight)?$": ("a factor as MLX or torchtune writes it", PLAIN),
+    r"(?i)lora": ("a factor under a name that is not known here", PLAIN),
     # PEFT does so by itself when an embedding or a transformers model's head is among the targets
     r"\.(weight|bias)$": ("a weight of the base", "save it from PEFT with save_embedding_layers=False"),
     "": ("something else", "save the adapter without it"),
@@ -90,7 +91,7 @@ def what_is_there(path: Path) -> str:
 def _what_file(path):
     if path.suffix == ".gguf":
         return f"{path.name} is a GGUF file, for llama.cpp: take the adapter that it was made of, in PEFT's format"
-    if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+    if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".lora"):
         return (
             f"{path.name} is a pickle, which can run code and is never opened here: save it again with a PEFT that "
             f"writes {TENSORS}"

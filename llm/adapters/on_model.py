@@ -101,7 +101,8 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     layers = {path: m for path, m in modules.items() if isinstance(m, LoraLinear)}
     linears = _linears(modules, layers)
     parameters = list(model.parameters())
-    _check_base(adapter, model, folder)
+    if not any(_near(path, linears) for path in adapter.factors):  # else the path is what is to be put right
+        _check_base(adapter, model, folder)
     _check_fit(adapter, modules, linears, output_heads(model), folder)
     if layers and {path: layer.r for path, layer in layers.items()} != {p: r for p, (r, _) in adapter.layers.items()}:
         raise AdapterError("the model carries LoRA layers of another rank or place: call remove_lora(model) first")
@@ -187,12 +188,19 @@ def _check_base(adapter, model, folder):
         )
 
 
+def _near(path, linears):
+    """Of a path that the model does not have: its own paths that lack only the beginning, or have more of it."""
+    if path in linears:
+        return []
+    return sorted(p for p in linears if f".{p}".endswith(f".{path}") or f".{path}".endswith(f".{p}"))
+
+
 def _check_fit(adapter, modules, linears, heads, folder):
     """Raise AdapterError unless the adapter is one for a model with these modules."""
     for path, (A, B) in adapter.factors.items():
         if path not in linears:
             what = f"is not a linear layer but {type(modules[path]).__name__}" if path in modules else "does not exist"
-            near = sorted(p for p in linears if f".{p}".endswith(f".{path}") or f".{path}".endswith(f".{p}"))
+            near = _near(path, linears)
             there = f" (it has {near[0]!r})" if near else ""
             raise AdapterError(
                 f"{folder} adapts {path[:120]!r}, which {what} in this model{there}: load the base it was trained on"

@@ -60,6 +60,8 @@ def _load(name, dtype):
         return _foreign(name, fetch_smollm2(), dtype, tokenizer_name="smollm2")
     if name in gpt2_weights.HUB:
         return _own(name, GPT.from_pretrained(name))
+    if folder.suffix.lower() == ".gguf" and folder.is_file():
+        raise BaseError(f"a GGUF file is for llama.cpp, so not {gpt2_weights.gguf(folder)}")
     if folder.is_file():
         raise BaseError(f"{name} is a file: give the folder that it lies in, with the model's config.json")
     raise BaseError(f"there is no base called {name!r}: choose one of {', '.join(NAMES)}, or give a model's folder")

@@ -3,13 +3,17 @@
 transformers is imported where it is used: who only adapts the course's own model does not have it.
 """
 
+import importlib.metadata
+import tomllib
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
 
 import torch
+from packaging.requirements import Requirement
 
 from llm.errors import BaseError, CourseError
+from llm.paths import PROJECT
 
 OURS = Path(__file__).parents[1]
 
@@ -59,6 +63,16 @@ def _ours(error):
     *_, (frame, _) = walk_tb(error.__traceback__)
     at = Path(frame.f_code.co_filename)
     return at.is_relative_to(OURS) and at != Path(__file__)
+
+
+def too_old() -> str | None:
+    """The end of a sentence where the installed transformers is older than the course's lowest; else None."""
+    found = importlib.metadata.version("transformers")
+    extra = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["optional-dependencies"]["real"]
+    wanted = next(line for line in map(Requirement, extra) if line.name == "transformers").specifier
+    if wanted.contains(found, prereleases=True):
+        return None
+    return f"transformers {found} is installed and {wanted} is needed: run `make real`"
 
 
 def line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from llm.bases.theirs import line, quiet, theirs
+from llm.bases.theirs import line, quiet, theirs, too_old
 from llm.bases.transformers_tokenizers import TransformersTokenizer, check_fit, read_tokenizer
 from llm.errors import BaseError
 from llm.gpt2_weights import ADAPTER, weights
@@ -61,11 +61,7 @@ def read(folder: Path, dtype: torch.dtype) -> nn.Module:
             if "can't allocate memory" in str(error):
                 raise
             raise BaseError(f"transformers cannot read {folder} ({line(error)}): {_cure(str(error))}") from None
-    lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if lost:
-        raise BaseError(
-            f"{folder} lacks {len(lost)} of its model's tensors, {lost[0]} first: copy or download it again"
-        )
+    _check_tensors(model, info, folder)
     for name, p in model.named_parameters():
         if not p.isfinite().all():
             raise BaseError(f"{folder}: {name} holds NaN or infinity in {dtype}: use float32, or copy it again")
@@ -79,7 +75,39 @@ def _cure(said):
         return "it wants code from its folder, which is never run here: take a model that transformers itself knows"
     if "does not recognize" in said or "Unrecognized" in said:
         return "it writes no text, or a newer transformers knows it"
-    return "copy or download it again, or try a newer transformers"
+    return too_old() or "copy or download it again, or try a newer transformers"
+
+
+def _check_tensors(model, info, folder):
+    """Refuse a file whose tensors are not those of the model that its config describes."""
+    lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if lost:
+        head = model.get_output_embeddings()
+        alone = len(lost) == 1 and any(f"{name}.weight" == lost[0] for name, m in model.named_modules() if m is head)
+        tie = 'set "tie_word_embeddings" to true in its config.json where head and embedding are one, or '
+        raise BaseError(
+            f"{folder} lacks {len(lost)} of its model's tensors, {lost[0]} first: {tie * alone}copy or download it again"
+        )
+    if dropped := sorted(key for key in info["unexpected_keys"] if _is_part(model, key)):
+        raise BaseError(
+            f"{folder}: its config.json drops {len(dropped)} tensors of the file, {dropped[0]} first, so it is another "
+            "model's: copy both again"
+        )
+
+
+def _is_part(model, key):
+    """Whether a tensor that the model did not take is a layer's that it has, or a further block's.
+
+    What stands beside the model (a value head, an image's part), or is no weight (a mask, angles), may be left out.
+    """
+    modules = dict(model.named_modules())
+    for name in (key, f"{model.base_model_prefix}.{key}"):
+        while name:
+            name = name.rpartition(".")[0]
+            if name in modules and name:
+                found = modules[name]
+                return isinstance(found, nn.ModuleList) or isinstance(getattr(found, "weight", None), nn.Parameter)
+    return False
 
 
 def _check_head(model, folder):

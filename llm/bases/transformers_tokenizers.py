@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm.bases.theirs import line, quiet, theirs
+from llm.bases.theirs import line, quiet, theirs, too_old
 from llm.errors import BaseError, TextError
 from llm.gpt2_weights import CONFIG
 from llm.tokenizer import Tokenizer, in_pieces
@@ -56,9 +56,12 @@ def read_tokenizer(folder: Path, name: str | None = None) -> TransformersTokeniz
         try:
             source = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # a dozen kinds, some of many lines
+            again = (
+                "copy all of its files again, or save it where it works with "
+                "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            )
             raise BaseError(
-                f"transformers cannot read the tokenizer in {folder} ({line(error)}): copy all of its files again, or "
-                "save it where it works with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+                f"transformers cannot read the tokenizer in {folder} ({line(error)}): {too_old() or again}"
             ) from None
     if source.eos_token_id is None:
         _end_from_config(source, folder)

@@ -66,7 +66,7 @@ def load_dataset(
     raw = decoding.read(path, names())
     digest = hashlib.sha256(raw).hexdigest()
     text = decoding.decode(path, raw)
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         rows, skipped = read_rows(path, text, tokenizer, limit, skip_long)
         return _completions(path, rows, tokenizer, digest, skipped)
     ids = tokenizer.encode(text)

@@ -15,7 +15,7 @@ def read(path: Path, corpora: tuple[str, ...] = ()) -> bytes:
     known = f"choose one of {', '.join(corpora)}, or give a .txt or .jsonl file"
     if path.is_dir():
         raise TextError(f"{path} is a folder: give one .txt or .jsonl file in it")
-    if path.suffix not in KINDS:
+    if path.suffix.lower() not in KINDS:
         kind = f"{path} is neither .txt nor .jsonl" if path.exists() else f"there is no corpus called {str(path)!r}"
         raise TextError(f"{kind}: {known}")
     try:
