@@ -410,6 +410,30 @@ def test_without_torch_the_commands_point_to_the_doctor_and_the_doctor_says_what
     assert "base model, for every notebook: cannot be looked at without torch: install that first" in done.stdout
 
 
+@pytest.mark.parametrize("package", ["tiktoken", "safetensors"])
+def test_a_package_that_is_there_and_does_not_load_is_one_sentence_with_what_it_said(tmp_path, package):
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text("raise ImportError('DLL load failed')")
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "llm", "finetune", "text.txt", "--out", "a"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    said = f"error: {package} is installed but does not load (DLL load failed): "
+    assert (
+        done.stderr.startswith(said)
+        and done.stderr.count("\n") == 1
+        and f"reinstall --no-deps {package}" in done.stderr
+    )
+
+
+def test_an_import_of_ours_that_fails_is_a_defect_and_keeps_its_traceback(monkeypatch, capsys):
+    def broken(*args, **options):
+        raise ImportError("cannot import name 'x' from 'llm.errors'", name="llm.errors")
+
+    monkeypatch.setattr(bases, "load", broken)
+    with pytest.raises(ImportError):
+        main(["generate", "x"])
+
+
 # doctor
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from traceback import walk_tb
 
 import typer
 from typer.core import TyperGroup
@@ -24,6 +25,12 @@ def sentence(error: BaseException) -> str | None:
         return "out of memory: give fewer --rows, a shorter --block or --dtype bfloat16, or close other programs"
     ours = isinstance(error, CourseError | OSError) and not isinstance(error, BrokenPipeError)
     return said if ours else None
+
+
+def _package(error):
+    """Which package an ImportError is about: the one that it names, or else the one whose code raised it."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return (error.name or frame.f_globals.get("__name__", "llm")).partition(".")[0]
 
 
 def complain(said: str) -> None:
@@ -76,10 +83,15 @@ class Commands(TyperGroup):
             print("stopped", file=sys.stderr)
             raise typer.Exit(INTERRUPTED + signal.SIGINT) from None
         except ImportError as error:
-            package = (error.name or "llm").partition(".")[0]
+            package = _package(error)
             if package == "llm" or self.debug:
                 raise
-            raise fail(f"{package} is missing: `python -m llm doctor` says how to get it") from None
+            if isinstance(error, ModuleNotFoundError):
+                raise fail(f"{package} is missing: `python -m llm doctor` says how to get it") from None
+            raise fail(
+                f"{package} is installed but does not load ({' '.join(str(error).split())}): install it anew, with pip "
+                f"install --force-reinstall --no-deps {package}"
+            ) from None
         except Exception as error:
             if type(error).__module__.partition(".")[0] in ("typer", "click"):
                 raise  # usage, or an exit
