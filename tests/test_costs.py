@@ -5,8 +5,8 @@ import torch
 import torch.nn as nn
 
 from llm.course import figures
-from llm.course.costs import step_bytes, step_seconds
-from llm.lora import apply_lora
+from llm.course.costs import layer_seconds, multiply_adds, step_bytes, step_seconds
+from llm.lora import LoraLinear, apply_lora
 from llm.model import GPT, GPTConfig
 
 TINY = GPTConfig(vocab_size=97, block_size=64, n_layer=2, n_head=2, n_embd=16)
@@ -31,6 +31,29 @@ def test_the_parts_of_a_step_make_its_gradients():
     for one, other in zip(parts.parameters(), whole.parameters()):
         assert (one.grad is None) == (other.grad is None)
         assert one.grad is None or torch.allclose(one.grad, other.grad, atol=1e-6)
+
+
+def test_a_layer_has_three_products_each_timed_alone():
+    assert list(layer_seconds(8, 16, times=2)) == ["forward", "back to its input", "back to its weight"]
+    assert min(layer_seconds(8, 16, times=2).values()) > 0
+
+
+def test_a_layer_costs_three_products_a_frozen_one_two_and_lora_six_thin_ones_more():
+    tokens, d, r = 5, 16, 2
+    x = torch.randn(tokens, d, requires_grad=True)
+    linear = nn.Linear(d, d, bias=False)
+    assert multiply_adds(lambda x: linear(x).sum(), x) == 3 * tokens * d * d
+    linear.requires_grad_(False)
+    assert multiply_adds(lambda x: linear(x).sum(), x) == 2 * tokens * d * d
+    layer = LoraLinear(linear, r)
+    assert multiply_adds(lambda x: layer(x).sum(), x) == tokens * (2 * d * d + 6 * d * r)
+
+
+def test_the_products_of_a_whole_step_are_counted_the_head_with_its_loss_too():
+    model, (tokens, d) = GPT(TINY), (BATCH[0].numel(), TINY.n_embd)
+    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    assert weights > TINY.vocab_size * d
+    assert multiply_adds(lambda *batch: model(*batch)[1], *BATCH) == 3 * tokens * weights
 
 
 def test_weights_gradients_and_moments_are_counted_by_what_trains():
@@ -68,3 +91,12 @@ def test_bars_of_parts_end_where_their_sum_is():
     assert [text.get_text() for text in axes.texts] == ["3.5", "4"]
     right = [max(bar.get_x() + bar.get_width() for bar in group) for group in zip(*axes.containers)]
     assert right == [3.5, 4.0] and axes.get_xlabel() == "seconds"
+
+
+def test_every_measure_has_a_panel_with_its_label_and_the_same_bars():
+    figure = figures.side_by_side({"MB": {"one": 34.2, "two": 8.5}, "seconds": {"one": 0.25, "two": 0.5}})
+    left, right = figure.axes
+    assert [left.get_xlabel(), right.get_xlabel()] == ["MB", "seconds"]
+    assert [bar.get_width() for bar in left.patches] == [34.2, 8.5]
+    assert [text.get_text() for text in right.texts] == ["0.25", "0.5"]
+    assert left.get_ylim()[0] > left.get_ylim()[1] and left.get_ylim() == right.get_ylim()  # the first one on top

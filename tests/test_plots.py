@@ -1,9 +1,13 @@
 """What pictures are made with: where labels stand, and a figure that is drawn into again."""
 
+import io
 import random
 from itertools import pairwise
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from llm.course import figures
@@ -72,6 +76,20 @@ def test_a_picture_that_moves_is_the_one_that_a_new_figure_would_show(name):
 
 
 @pytest.mark.parametrize("name", MOVING)
+def test_what_moves_over_what_stands_gives_the_pixels_of_one_drawing_of_all(name):
+    used = None
+    for draw, found in MOVING[name]:
+        used = draw(found, used)
+        shown = plt.imread(io.BytesIO(png(used)))
+        whole = draw(found)
+        for artist in whole.findobj():
+            artist.set_animated(False)
+        canvas = FigureCanvasAgg(whole)
+        canvas.draw()
+        assert np.array_equal((255 * shown).round(), np.asarray(canvas.buffer_rgba()))
+
+
+@pytest.mark.parametrize("name", MOVING)
 def test_a_picture_that_moves_keeps_its_axes_which_take_longest_to_make(name):
     (draw, first), *_, (_, last) = MOVING[name]
     figure = draw(first)
@@ -82,7 +100,8 @@ def test_a_picture_that_moves_keeps_its_axes_which_take_longest_to_make(name):
 def test_the_audit_draws_all_numbers_in_grey_and_what_trains_in_its_colour():
     rows = [AuditRow("wte", 9_000, 0, 0), AuditRow("c_attn", 5_000, 400, 0), AuditRow("ln_1", 300, 300, 300)]
     [axes] = figures.audit(rows).axes
-    bars = [(bar.get_y() + bar.get_height() / 2, bar.get_width(), to_hex(bar.get_facecolor())) for bar in axes.patches]
+    shown = [bar for bar in axes.patches if bar.get_visible()]
+    bars = [(bar.get_y() + bar.get_height() / 2, bar.get_width(), to_hex(bar.get_facecolor())) for bar in shown]
     grey, lora, full = "#dddddd", COLOURS["lora"].lower(), COLOURS["full"].lower()
     expected = [(0, 9_000, grey), (1, 5_000, grey), (2, 300, grey), (1, 400, lora), (2, 300, full)]
     assert [(pytest.approx(y), n, colour) for y, n, colour in bars] == expected

@@ -5,7 +5,7 @@
 """
 
 from llm.course.figures.canvas import DRAWING, label_end, new_axes, png, spread
-from llm.course.figures.costs import stacked
+from llm.course.figures.costs import side_by_side, stacked
 from llm.course.figures.counts import audit, footprint, savings, shares
 from llm.course.figures.matrices import factors, layer, rank_strip
 from llm.course.figures.palette import COLOURS, NAMES

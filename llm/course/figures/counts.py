@@ -5,7 +5,7 @@ from math import log10
 from matplotlib.figure import Figure
 
 from llm.course.audit import AuditRow
-from llm.course.figures.canvas import emptied, label_end, new_axes, spread
+from llm.course.figures.canvas import label_end, moving, new_axes, new_figure, spread
 from llm.course.figures.palette import COLOURS
 
 
@@ -27,26 +27,37 @@ def shares(models: dict[str, dict[int, float]]) -> Figure:
 
 def audit(rows: list[AuditRow], figure: Figure | None = None) -> Figure:
     """What a model holds by kind of module, in grey, and what of it trains, in colour; draws into `figure` if given."""
-    figure = emptied(figure, 8.6, 3.4)
+    if figure is None or len(figure.axes[0].patches) != 2 * len(rows):
+        figure = _audit_rows(len(rows))
+    [axes] = figure.axes
+    for i, row in enumerate(rows):
+        whole, trained, said, kind = axes.patches[i], axes.patches[len(rows) + i], *axes.texts[2 * i : 2 * i + 2]
+        whole.set_width(row.parameters)
+        trained.set(width=row.trained, visible=row.trained > 0, facecolor=COLOURS["full" if row.of_base else "lora"])
+        said.set_text(f"{row.trained:,} of {row.parameters:,} train" if row.trained else f"{row.parameters:,} frozen")
+        said.set_color("black" if row.trained else "#777777")
+        kind.set_text(row.kind)
+    return figure
+
+
+def _audit_rows(n):
+    """The figure of `audit` for n rows without their numbers, which move."""
+    figure = new_figure(8.6, 3.4)
     figure.set_layout_engine("none")
-    axes = figure.axes[0] if figure.axes else figure.add_axes((0.13, 0.15, 0.66, 0.83))
+    axes = figure.add_axes((0.13, 0.15, 0.66, 0.83))
     axes.set_axis_off()  # its ticks would take a quarter of the time: lines and texts stand in for them
     axes.set_xscale("log")
-    axes.set_xlim(100, 1.2e7), axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.barh(range(len(rows)), [row.parameters for row in rows], color="#dddddd", height=0.72)
-    for of_base, colour in ((False, "lora"), (True, "full")):
-        trained = {i: row.trained for i, row in enumerate(rows) if row.trained and bool(row.of_base) == of_base}
-        axes.barh(list(trained), list(trained.values()), color=COLOURS[colour], height=0.4)
-    for i, row in enumerate(rows):
-        said = f"{row.trained:,} of {row.parameters:,} train" if row.trained else f"{row.parameters:,} frozen"
-        axes.text(1.6e7, i, said, va="center", fontsize=9, color="black" if row.trained else "#777777")
-        axes.text(90, i, row.kind, va="center", ha="right", fontsize=9)
+    axes.set_xlim(100, 1.2e7), axes.set_ylim(n - 0.4, -0.6)
+    moving(*axes.barh(range(n), 1, color="#dddddd", height=0.72), *axes.barh(range(n), 1, height=0.4))
+    for i in range(n):
+        moving(axes.text(1.6e7, i, "", va="center", fontsize=9))
+        axes.text(90, i, "", va="center", ha="right", fontsize=9)
     decades = [10**e for e in range(2, 8)]
-    axes.vlines(decades, -0.6, len(rows) - 0.4, color="white", lw=1)
+    moving(axes.vlines(decades, -0.6, n - 0.4, color="white", lw=1))  # over the bars
     for decade in decades:
-        axes.text(decade, len(rows) - 0.2, f"{decade:,}", ha="center", va="top", fontsize=9)
+        axes.text(decade, n - 0.2, f"{decade:,}", ha="center", va="top", fontsize=9)
     title = "numbers (grey: all, blue: in A and B, orange: of the base, not frozen)"
-    axes.text(100, len(rows) + 0.75, title, va="top", fontsize=9)
+    axes.text(100, n + 0.75, title, va="top", fontsize=9)
     return figure
 
 

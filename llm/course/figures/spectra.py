@@ -4,8 +4,8 @@ import math
 
 from matplotlib.figure import Figure
 
-from llm.course.figures.canvas import label_end, new_axes, new_figure, spread
-from llm.course.figures.matrices import show_matrix
+from llm.course.figures.canvas import label_end, moving, new_axes, new_figure, spread
+from llm.course.figures.matrices import moving_matrix, show_matrix
 from llm.course.figures.palette import COLOURS
 from llm.spectra import Parts
 
@@ -13,25 +13,29 @@ from llm.spectra import Parts
 def spectrum(found: tuple[Parts, int], figure: Figure | None = None) -> Figure:
     """A matrix's singular values with the first r in colour, the matrix, and its best rank-r part; into `figure` if given."""
     parts, r = found
-    if figure is None:
+    new = figure is None
+    if new:
         figure = new_figure(8.6, 3.0)
         figure.set_layout_engine("none")  # margins by hand: to find them at every move takes half of the time
         margins = dict(left=0.06, right=0.995, top=0.9, bottom=0.17, wspace=0.06)
         bars, *_ = figure.subplots(1, 3, gridspec_kw=margins)
         bars.spines[["top", "right"]].set_visible(False)
         bars.set_xlabel("index")
-    bars, whole, best = figure.axes  # kept: new ones take as long as all the rest, and are garbage at the next move
-    for lines in bars.collections:
-        lines.remove()
-    shown = min(64, len(parts.s))
-    colours = [COLOURS["full"] if i < r else COLOURS["control"] for i in range(shown)]
-    bars.vlines(range(1, shown + 1), 0, parts.s[:shown], colors=colours, lw=2.4)
-    bars.set_xlim(-2, shown + 3), bars.set_ylim(0, 1.05 * parts.s[0].item() or 1)
+        moving(bars.vlines([], 0, 1, lw=2.4), *bars.spines.values(), bars.title)
+    bars, whole, best = figure.axes
+    [lines], shown = bars.collections, min(64, len(parts.s))
+    lines.set_segments([[(i + 1, 0), (i + 1, s)] for i, s in enumerate(parts.s[:shown].tolist())])
+    lines.set_color([COLOURS["full"] if i < r else COLOURS["control"] for i in range(shown)])
+    wide, high = (-2, shown + 3), (0, 1.05 * parts.s[0].item() or 1)
+    if (bars.get_xlim(), bars.get_ylim()) != (wide, high):  # else its ticks would be drawn again
+        bars.set_xlim(wide), bars.set_ylim(high)
     bars.set_title(f"singular values, {r} kept", fontsize=10)
     full = parts.best(len(parts.s))
     limit = 3 * full.std().item()  # a few large entries would leave the rest white
     show_matrix(whole, full, f"ΔW, {full.size(0)} x {full.size(1)}", limit)
     show_matrix(best, parts.best(r), f"its best rank-{r} part", limit)
+    if new:
+        moving_matrix(best)
     return figure
 
 

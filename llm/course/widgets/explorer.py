@@ -5,12 +5,15 @@
 Only what ipywidgets 7.7 and 8 share; a picture in an `Image`, never an `Output`, so that it is quick and testable.
 """
 
+import gc
 import html
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ipywidgets as widgets
+import torch
 from matplotlib.figure import Figure
 
 from llm.course.figures import canvas
@@ -44,7 +47,7 @@ class Explorer(widgets.VBox):
         super().__init__([*above, *row, self.text, self.image])
 
     def refresh(self, _change: Any = None) -> None:
-        with canvas.DRAWING:  # whoever comes last finds the values as they are then
+        with canvas.DRAWING, undelayed():  # whoever comes last finds the values as they are then
             found = self._numbers(**{name: control.value for name, control in self.controls.items()})
             self._figure = self._draw(found, self._figure)
             self.text.value = live(self._describe(found))
@@ -58,6 +61,24 @@ class Explorer(widgets.VBox):
 
     def __repr__(self) -> str:  # what a reader without a kernel sees in its place
         return "(an interactive picture: run this cell to move it)"
+
+
+@contextmanager
+def undelayed() -> Iterator[None]:
+    """Computed by this thread alone, and garbage left until afterwards: what a hand waits for.
+
+    Matrices of this size take a millisecond on one thread; on two, of which one is kept waiting by other work, they
+    were seen to take half a second. A full collection walks through all that the kernel holds: a quarter of a second.
+    """
+    threads, collects = torch.get_num_threads(), gc.isenabled()
+    torch.set_num_threads(1)
+    gc.disable()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if collects:
+            gc.enable()
 
 
 def take_the_place_of_the_last(kind: str, made: widgets.Box) -> None:

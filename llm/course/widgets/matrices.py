@@ -1,15 +1,20 @@
 """Explorers of notebook 01: the best rank-r part of a matrix, and one layer that LoRA wraps."""
 
+from llm import spectra
 from llm.course import matrices
 from llm.course.figures import factors, layer
-from llm.course.widgets.explorer import Explorer, choice, slider
+from llm.course.widgets.explorer import Explorer, choice, slider, undelayed
 
 
 def rank_explorer() -> Explorer:
     """A matrix of one's choice and its best rank-r factors."""
 
+    with undelayed():
+        targets = {name: make() for name, make in matrices.MATRICES.items()}
+        done = {name: spectra.decompose(target) for name, target in targets.items()}
+
     def numbers(which: str, r: int) -> matrices.Approximation:
-        return matrices.approximate(matrices.MATRICES[which](), r)
+        return matrices.approximate(targets[which], r, done[which])
 
     def describe(part: matrices.Approximation) -> str:
         whole = part.target.numel()

@@ -4,13 +4,13 @@ import torch
 
 from llm import spectra
 from llm.course.figures import spectrum
-from llm.course.widgets.explorer import Explorer, choice, slider, take_the_place_of_the_last
+from llm.course.widgets.explorer import Explorer, choice, slider, take_the_place_of_the_last, undelayed
 
 
 def delta_explorer(deltas: dict[str, dict[str, torch.Tensor]]) -> Explorer:
     """A layer's delta W and its best rank-r part. deltas: task -> weight name -> (out, in)."""
-    # all of them before the first key: one costs as much as a picture, and several times that on a busy machine
-    done = {task: {name: spectra.decompose(w) for name, w in named.items()} for task, named in deltas.items()}
+    with undelayed():  # all of them before the first key
+        done = {task: {name: spectra.decompose(w) for name, w in named.items()} for task, named in deltas.items()}
 
     def numbers(task: str, layer: str, r: int) -> tuple[spectra.Parts, int]:
         return done[task][layer], r
