@@ -89,6 +89,27 @@ def test_what_moves_over_what_stands_gives_the_pixels_of_one_drawing_of_all(name
         assert np.array_equal((255 * shown).round(), np.asarray(canvas.buffer_rgba()))
 
 
+TALL, WORD, BLANK = decompose(noise(90, 128)), MATRICES["a word"](), AuditRow("wte", 9_000, 0, 0)
+BY_RANK = {  # what one key after another shows
+    "spectrum": (figures.spectrum, lambda r: (TALL, r)),
+    "factors": (figures.factors, lambda r: approximate(WORD, r)),
+    "layer": (figures.layer, lambda r: wrapped(d=64, r=r, alpha=r)),
+    "audit": (figures.audit, lambda r: [BLANK, AuditRow("c_attn", 5_000 + 40 * r, 40 * r, 0)]),
+}
+
+
+@pytest.mark.parametrize("name", BY_RANK)
+def test_what_stands_is_drawn_once_and_not_at_every_key(name, monkeypatch):
+    drawn, figure = [], None
+    whole = FigureCanvasAgg.draw
+    monkeypatch.setattr(FigureCanvasAgg, "draw", lambda pixels: drawn.append(1) or whole(pixels))
+    draw, found = BY_RANK[name]
+    for r in (8, 9, 10, 2, 32):
+        figure = draw(found(r), figure)
+        png(figure)
+    assert len(drawn) == 1
+
+
 @pytest.mark.parametrize("name", MOVING)
 def test_a_picture_that_moves_keeps_its_axes_which_take_longest_to_make(name):
     (draw, first), *_, (_, last) = MOVING[name]

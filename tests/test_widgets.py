@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from llm import spectra
 from llm.adapters import save_adapter
+from llm.course import matrices
 from llm.course.matrices import noise
 from llm.course.widgets import voices as voices_widget
 from llm.course.widgets.explorer import Explorer, slider
@@ -203,6 +204,32 @@ def test_no_key_waits_for_a_decomposition(monkeypatch):
     monkeypatch.setattr(spectra, "decompose", None)
     explorer.controls["task"].value = "b"
     explorer.controls["layer"].value = explorer.controls["layer"].options[1][1]
+
+
+def test_no_key_takes_the_matrices_of_notebook_01_apart_again(monkeypatch):
+    explorer = rank_explorer()
+    monkeypatch.setattr(matrices, "decompose", None)
+    for name in explorer.controls["which"].options:
+        explorer.controls["which"].value = name
+    explorer.controls["r"].value = 20
+
+
+def test_a_key_waits_for_no_other_thread_and_no_garbage_and_leaves_both_as_they_were():
+    def state():
+        return torch.get_num_threads(), gc.isenabled()
+
+    before, seen = state(), []
+
+    def numbers(n):
+        seen.append(state())
+        if n == 3:
+            raise ValueError(n)
+
+    controls = {"n": slider("n", 1, 1, 3)}
+    Explorer(controls, numbers, lambda _, figure: figure or Figure(), str)
+    with pytest.raises(ValueError):
+        controls["n"].value = 3
+    assert seen == [(1, False)] * 2 and state() == before
 
 
 def together(*acts, times=12):

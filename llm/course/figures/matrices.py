@@ -16,12 +16,13 @@ GAP = 26  # between two matrices in a row, in entries: room for a sign
 def show_matrix(axes: Axes, matrix: torch.Tensor, title: str, limit: float | None = None) -> None:
     """A matrix in red and blue, white at zero, in place of one that is there; limit: the value of the deepest colour."""
     values, limit = matrix.numpy(), limit or matrix.abs().max().item() or 1.0
-    axes.set_title(title, fontsize=10)
     if not axes.images:
+        axes.set_title("", fontsize=10)
         # over the whole of the axes, whatever its shape: limits that change would have all else drawn again
         axes.imshow(values, cmap=SIGNED, aspect="auto", interpolation="nearest", extent=(0, 1, 1, 0))
         axes.set_xticks([]), axes.set_yticks([])
         axes.spines[:].set(visible=True, color="#bbbbbb", lw=0.6)
+    axes.title.set_text(title)  # `set_title` would place it anew, and have all that stands drawn again
     [image] = axes.images
     if image.get_clim() != (-limit, limit) or not np.array_equal(image.get_array(), values):
         image.set_data(values), image.set_clim(-limit, limit)

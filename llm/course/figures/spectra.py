@@ -20,7 +20,7 @@ def spectrum(found: tuple[Parts, int], figure: Figure | None = None) -> Figure:
         margins = dict(left=0.06, right=0.995, top=0.9, bottom=0.17, wspace=0.06)
         bars, *_ = figure.subplots(1, 3, gridspec_kw=margins)
         bars.spines[["top", "right"]].set_visible(False)
-        bars.set_xlabel("index")
+        bars.set_xlabel("index"), bars.set_title("", fontsize=10)
         moving(bars.vlines([], 0, 1, lw=2.4), *bars.spines.values(), bars.title)
     bars, whole, best = figure.axes
     [lines], shown = bars.collections, min(64, len(parts.s))
@@ -29,7 +29,7 @@ def spectrum(found: tuple[Parts, int], figure: Figure | None = None) -> Figure:
     wide, high = (-2, shown + 3), (0, 1.05 * parts.s[0].item() or 1)
     if (bars.get_xlim(), bars.get_ylim()) != (wide, high):  # else its ticks would be drawn again
         bars.set_xlim(wide), bars.set_ylim(high)
-    bars.set_title(f"singular values, {r} kept", fontsize=10)
+    bars.title.set_text(f"singular values, {r} kept")
     full = parts.best(len(parts.s))
     limit = 3 * full.std().item()  # a few large entries would leave the rest white
     show_matrix(whole, full, f"ΔW, {full.size(0)} x {full.size(1)}", limit)
