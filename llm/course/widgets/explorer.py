@@ -45,6 +45,7 @@ class Explorer(widgets.VBox):
         row = [widgets.HBox([controls[name] for name in beside])] if beside else []
         above = [control for name, control in controls.items() if name not in beside]
         super().__init__([*above, *row, self.text, self.image])
+        gc.collect()  # what the cells before have left: else that is done in the middle of some later key
 
     def refresh(self, _change: Any = None) -> None:
         with canvas.DRAWING, undelayed():  # whoever comes last finds the values as they are then
