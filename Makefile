@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
-# PyTorch's threads wait for each other by turning in circles. On a quiet machine that is the quickest way; where other
-# programs want the same cores a step of 0.25 s took 5, and 0.75 with threads that sleep while they wait.
+# PyTorch's threads wait for each other by turning in circles: quickest on a quiet machine, and very slow where other
+# programs want the same cores. Here they sleep while they wait.
 test lint unit notebooks browser test-colab test-floors: export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help setup real lab test lint unit notebooks browser test-colab test-floors refresh bench clean

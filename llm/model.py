@@ -229,9 +229,8 @@ def sample(logits, temperature=1.0, top_k=None, generator=None):
     if top_k is not None:
         if top_k < 1:
             raise SettingError(f"top_k={top_k} keeps no token: use 1 or more, or None for all")
-        logits, ids = logits.topk(
-            min(top_k, logits.size(-1))
-        )  # (B, k): a draw over the vocabulary costs more than the model
+        # (B, k) of (B, vocab): a draw over the whole vocabulary costs more than the model
+        logits, ids = logits.topk(min(top_k, logits.size(-1)))
         drawn = torch.multinomial(F.softmax(logits / temperature, -1), 1, generator=generator)
         return ids.gather(1, drawn)[:, 0]
     return torch.multinomial(F.softmax(logits / temperature, -1), 1, generator=generator)[:, 0]

@@ -12,12 +12,13 @@ import torch
 import torch.nn as nn
 from safetensors.torch import load_file
 
-from llm import bases, files
+from llm import bases, files, loss
 from llm.adapters import fingerprint, inspect_adapter, load_adapter
 from llm.adapters.folder import TENSORS
 from llm.course.tasks import ARMS
 from llm.errors import RunError, SettingError, TrainingError
 from llm.finetune import run as runs
+from llm.finetune import settings as settings_of_a_run
 from llm.finetune.resume import NEW_IN_2, read_report, resume
 from llm.finetune.run import RESUME, begin
 from llm.finetune.settings import Settings
@@ -478,6 +479,10 @@ def test_what_spares_memory_makes_the_same_adapter(settings, tiny, tmp_path, oth
     assert one.keys() == two.keys()
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=0, atol=1e-4)
+
+
+def test_the_command_line_knows_the_precisions_that_the_loss_has():
+    assert settings_of_a_run.PRECISIONS == loss.PRECISIONS
 
 
 @pytest.mark.parametrize("said", [dict(precision="int8"), dict(accumulate=0)])
