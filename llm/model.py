@@ -203,13 +203,14 @@ def decode(
         raise SettingError("the prompt is empty: give at least one token (END_OF_TEXT will do)")
     generator = torch.Generator(idx.device).manual_seed(seed) if seed is not None else None
     done = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
+    barred = torch.tensor(never or [], dtype=torch.long, device=idx.device)
     was_training = model.training
     model.eval()
     try:
         for _ in range(max_new_tokens):
             logits = next_logits(idx).float()
             if never:
-                logits[:, never] = float("-inf")
+                logits.index_fill_(1, barred, float("-inf"))
             new = sample(logits, temperature, top_k, generator)
             if stop is not None:
                 new = torch.where(done, stop, new)

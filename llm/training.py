@@ -131,19 +131,20 @@ def train(
             total = 0.0
             for x_, y_, share in pieces(x, y, accumulate):
                 with products(precision, device):
-                    value = share * loss(model, x_.to(device), y_.to(device))
+                    value = share * loss(model, *_moved(device, x_, y_))
                 value.backward()
                 total = total + value.detach()
             norm = nn.utils.clip_grad_norm_(parameters, clip)
-            total, finite = total.item(), norm.isfinite().item()
-            if not (math.isfinite(total) and finite):
+            total, norm = torch.stack((total.float(), norm.float())).tolist()  # the one wait for a GPU in a step
+            if not (math.isfinite(total) and math.isfinite(norm)):
                 raise TrainingError(
                     f"the loss is {total:g} at step {index}: lower the learning rate or look for bad values in "
                     "the data; the weights are those of the step before"
                 )
             coarse = {p: p.detach().clone() for p in parameters if p.element_size() < 4}
             optimizer.step()
-            if not all(p.isfinite().all() for p in coarse):  # AdamW's eps of 1e-8 is 0 in float16
+            # AdamW's eps of 1e-8 is 0 in float16
+            if coarse and not torch.stack([p.isfinite().all() for p in coarse]).all():
                 with torch.no_grad():
                     for p, old in coarse.items():
                         p.copy_(old)
@@ -167,6 +168,11 @@ def pieces(x: torch.Tensor, y: torch.Tensor, number: int) -> Iterator[tuple[torc
             yield x_, y_, n / max(1, sum(counts))
 
 
+def _moved(device, *batch):
+    """A batch where the model is; a GPU fetches it while it works on what came before."""
+    return [tensor.to(device, non_blocking=device.type == "cuda") for tensor in batch]
+
+
 @contextmanager
 def products(precision: str, device: torch.device) -> Iterator[None]:
     """Inside the block matrix products are of `precision`: on a processor the head's alone, on a GPU all of them."""
@@ -187,7 +193,7 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tenso
     try:
         for x, y in batches:
             if n := int((y != IGNORE).sum()):
-                total, count = total + loss(model, x.to(device), y.to(device)).item() * n, count + n
+                total, count = total + loss(model, *_moved(device, x, y)).item() * n, count + n
     finally:
         model.train(was_training)
     if not count:

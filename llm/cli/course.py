@@ -7,7 +7,7 @@ import typer
 from typer import Argument, Option
 
 from llm.cli import doctor as doctors
-from llm.cli.app import AsJson, app, number
+from llm.cli.app import AsJson, Device, app, number
 from llm.cli.console import show_json
 
 
@@ -56,6 +56,7 @@ def pretrain(
     out: Annotated[Path, Option(metavar="FOLDER", help="where the base goes")] = Path("build/base"),
     steps: number("optimizer steps") = 4200,
     seed: number("same seed, same base") = 0,
+    device: Device = "auto",
 ):
     """Train the course's base, in about an hour on two cores.
 
@@ -67,8 +68,9 @@ def pretrain(
     from llm.course import pretraining
     from llm.course.figures import training_log
     from llm.course.pretraining_mixture import MIXTURE
+    from llm.training import best_device
 
-    for row in pretraining.pretrain(out := out.expanduser(), steps, seed):
+    for row in pretraining.pretrain(out := out.expanduser(), steps, seed, device=best_device(device)):
         print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
     curve = training_log(files.read_csv(out / "log.csv"), list(MIXTURE))
     curve.savefig(out / "loss.png", dpi=100)

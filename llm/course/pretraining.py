@@ -15,6 +15,8 @@ from llm.loss import multiplies_bfloat16
 from llm.model import GPT, GPTConfig
 from llm.training import evaluate, make_optimizer, train
 
+CPU = torch.device("cpu")
+STEPS = 4200
 EMBEDDING_RATE = 3e-2
 # The softmax pushes the row of every word that is not the next one, a little, always the same way, and Adam makes a
 # full step of any push however small: in 1,300 steps with its usual eps of 1e-8 rare words drifted to twice the norm
@@ -27,23 +29,26 @@ def pretraining_rate(name: str) -> float:
     return EMBEDDING_RATE if name in ("transformer.wte.weight", "transformer.wpe.weight") else 1e-3
 
 
-def pretrain(out: Path, steps: int = 4200, seed: int = 0, every: int = 100) -> Iterator[dict]:
+def pretrain(
+    out: Path, steps: int = STEPS, seed: int = 0, every: int = 100, device: torch.device = CPU
+) -> Iterator[dict]:
     """Train the base from scratch into `out`, one log row yielded every `every` steps; a killed run resumes.
 
     Embedding and head are one matrix while it trains, and two equal ones in what it writes: apart, each of the
     vocabulary's words has to be seen in many records before it can be copied; together, one circuit copies them all.
-    The head's products are in bfloat16 where the processor multiplies it, though the head trains: half of a step is there.
+    The head's products are in bfloat16 where the processor multiplies it, though the head trains: half of a step is
+    there. On a GPU all products are.
     Writes `log.csv` and `resume.pt` as it goes, `model.safetensors` (fp16) and `config.json` at the end.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    model = GPT(GPTConfig(tied_lm_head=True))
+    model = GPT(GPTConfig(tied_lm_head=True)).to(device)
     optimizer = make_optimizer(model, pretraining_rate, weight_decay=0.1)
     for group in optimizer.param_groups:
         group["eps"] = EMBEDDING_EPS if group["peak_lr"] == EMBEDDING_RATE else group["eps"]
     rows, seconds, tokens, resume = [], 0.0, 0, out / "resume.pt"
     if resume.exists():
-        saved = torch.load(resume, weights_only=True)
+        saved = torch.load(resume, map_location=device, weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         rows, seconds, tokens = saved["rows"], saved["seconds"], saved["tokens"]
@@ -51,7 +56,7 @@ def pretrain(out: Path, steps: int = 4200, seed: int = 0, every: int = 100) -> I
     held = heldout()
     stream = mixture(seed, start)
     options = dict(steps=steps, lr=pretraining_rate, warmup=30, optimizer=optimizer, start=start)
-    precision = "bfloat16" if multiplies_bfloat16(model.lm_head.weight.device) else "float32"
+    precision = "bfloat16" if multiplies_bfloat16(device) else "float32"
     for step in train(model, stream, **options, precision=precision):
         seconds, tokens = seconds + step.seconds, tokens + step.tokens
         done = step.index + 1
@@ -63,7 +68,7 @@ def pretrain(out: Path, steps: int = 4200, seed: int = 0, every: int = 100) -> I
             files.replace(resume, partial(torch.save, state))
             files.write_csv(out / "log.csv", rows)
             yield rows[-1]
-    half = {k: v.half().clone() for k, v in model.state_dict().items()}
+    half = {k: v.half().cpu().clone() for k, v in model.state_dict().items()}
     files.replace(out / "model.safetensors", lambda path: path.write_bytes(save(half)))
     files.replace(out / "config.json", lambda path: path.write_text(json.dumps(asdict(GPTConfig()), indent=2) + "\n"))
     resume.unlink(missing_ok=True)

@@ -24,19 +24,21 @@ REAL_ROWS = 4  # of a model of SmolLM2's size
 KEPT = 0.3  # of a record's tokens the completion, and so the loss, has about a third
 NEW = 56  # tokens to write behind a prompt of 8: together the context
 CPU = torch.device("cpu")
+COURSE = GPTConfig()
 
 
-def ours(r):
+def ours(r, config=COURSE):
     """Our GPT, with LoRA at rank r, or fully trained at r = 0."""
-    model = GPT(GPTConfig())
+    model = GPT(config)
     return apply_lora(model, r=r) if r else model
 
 
-def theirs(r):
+def theirs(r, config=COURSE):
     """transformers' GPT-2 at the same size, under PEFT's LoRA at rank r or fully trained."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(n_positions=BLOCK, n_layer=4, n_head=4, n_embd=128, tie_word_embeddings=False)
+    sizes = dict(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd)
+    config = GPT2Config(n_positions=config.block_size, tie_word_embeddings=config.tied_lm_head, **sizes)
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
     return _peft(GPT2LMHeadModel(config), r, ["c_attn", "c_proj", "c_fc"]) if r else GPT2LMHeadModel(config)
 
@@ -66,7 +68,7 @@ def whole_logits(model, x, y):
 
 
 def under_autocast(model, x, y):
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         return whole_logits(model, x, y)
 
 
@@ -80,12 +82,12 @@ def timed(action) -> float:
 # training: an arm yields after each step, and what it yields is the step's seconds and what else it measured
 
 
-def steps(make, loss=own_loss, rows=ROWS, kept=1.0, alone=False, **options) -> Iterator[dict]:
+def steps(make, loss=own_loss, rows=ROWS, block=BLOCK, kept=1.0, alone=False, device=CPU, **options) -> Iterator[dict]:
     """LoRA or full steps on random tokens, of which the last `kept` of each row count; alone: the products, too."""
-    model = make()
-    x = torch.randint(49152, (rows, BLOCK + 1))
+    model = make().to(device)
+    x = torch.randint(49152, (rows, block + 1))
     y = x[:, 1:].clone()
-    y[:, : round(BLOCK * (1 - kept))] = IGNORE
+    y[:, : round(block * (1 - kept))] = IGNORE
     multiply = products(model, options.get("precision", "auto")) if alone else None
     for step in train(model, repeat((x[:, :-1], y)), steps=1_000_000, lr=1e-4, loss=loss, **options):
         yield dict(seconds=step.seconds) | (dict(products=timed(multiply)) if alone else {})
@@ -118,14 +120,14 @@ def products(model: GPT, precision: str = "auto") -> Callable[[], None]:
 # text: the action writes NEW tokens behind 8, sampled among the 40 likeliest
 
 
-def writing(batch: int, merged: bool) -> Callable[[], None]:
-    model = ours(8)
+def writing(batch: int, merged: bool, device=CPU) -> Callable[[], None]:
+    model = ours(8).to(device)
     model = (merge_lora(model) if merged else model).eval()
-    return partial(model.generate, torch.zeros(batch, 8, dtype=torch.long), NEW, top_k=40, seed=0)
+    return partial(model.generate, torch.zeros(batch, 8, dtype=torch.long, device=device), NEW, top_k=40, seed=0)
 
 
-def writing_theirs(batch: int) -> Callable[[], None]:
-    model, prompt = theirs(8).eval(), torch.zeros(batch, 8, dtype=torch.long)
+def writing_theirs(batch: int, device=CPU) -> Callable[[], None]:
+    model, prompt = theirs(8).eval().to(device), torch.zeros(batch, 8, dtype=torch.long, device=device)
     options = dict(max_new_tokens=NEW, min_new_tokens=NEW, do_sample=True, top_k=40, pad_token_id=0)
     return lambda: model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **options)
 
