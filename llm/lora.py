@@ -65,7 +65,8 @@ class LoraLinear(nn.Module):
         if not self.enabled:
             return y
         x = F.dropout(x.to(self.A.dtype), self.dropout, self.training)
-        return y + (self.scale * (x @ self.A @ self.B)).to(y.dtype)  # (..., in) @ (in, r) @ (r, out)
+        low = self.scale * (x @ self.A)  # (..., in) @ (in, r): scaled here, where there are r numbers and not out
+        return y + (low @ self.B).to(y.dtype)  # (..., r) @ (r, out)
 
     def update(self) -> torch.Tensor:
         """What is added to the base's weight (out, in), in A's precision: scale * (A @ B).T."""

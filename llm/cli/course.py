@@ -77,10 +77,14 @@ def pretrain(
 
 
 @app.command()
-def sweep(names: Annotated[list[str] | None, Argument(metavar="NAME", hidden=True)] = None):
+def sweep(
+    names: Annotated[list[str] | None, Argument(metavar="NAME", hidden=True)] = None,
+    processes: Annotated[int, Option(metavar="N", min=1, help="runs at a time, a core each")] = 1,
+    device: Device = "cpu",
+):
     """Do the recorded sweeps again, or go on with them.
 
-    NAME: rates, ranks, alphas, targets; without one, all.
+    NAME: rates, ranks, alphas, facts, targets; without one, all.
 
     Example: python -m llm sweep ranks
     """
@@ -88,9 +92,10 @@ def sweep(names: Annotated[list[str] | None, Argument(metavar="NAME", hidden=Tru
     from llm.course import sweeps
     from llm.course.figures import by_rank
     from llm.paths import RESULTS
+    from llm.training import best_device
 
     for name in names or sweeps.SWEEPS:
-        for row in sweeps.sweep(name):
+        for row in sweeps.sweep(name, processes=processes, device=str(best_device(device))):
             print(name, "  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
     picture = by_rank(files.read_csv(RESULTS / "ranks.csv"))
     picture.savefig(RESULTS / "ranks.png", dpi=100)

@@ -1,11 +1,12 @@
 """Recorded sweeps: many small fine-tunes of one base, a row each, in `data/results/` (`python -m llm sweep`).
 
-A row is one run, described in full, and what it measured. A stopped sweep goes on where it was.
+A row is one run, described in full, and what it measured, on which device. A stopped sweep goes on where it was.
 """
 
+import multiprocessing
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 
@@ -19,7 +20,7 @@ from llm.finetune.targets import targets_of
 from llm.lora import SCALING, apply_lora
 from llm.paths import RESULTS
 from llm.text.batches import UNSEEN
-from llm.text.records import make_records
+from llm.text.records import make_facts, make_records
 from llm.training import evaluate, train
 
 SEEDS = (0, 1, 2)
@@ -86,6 +87,17 @@ SWEEPS: dict[str, list[Recipe]] = {
         for precision in ("float32", "bfloat16")
         for s in SEEDS
     ],
+    # what no prompt gives away must be stored: how much is, by rank, each at its best rate?
+    "facts": [
+        Recipe("facts", method, r=r, alpha=r, lr=lr, steps=200, seed=s)
+        for method, r, rates in [
+            ("full", 8, (1e-3, 3e-3)),
+            ("norm", 8, (3e-2,)),
+            *(("lora", r, (1e-3, 3e-3, 1e-2)) for r in (1, 2, 4, 8, 16, 32, 64)),
+        ]
+        for lr in rates
+        for s in SEEDS
+    ],
     "targets": [
         Recipe(task, targets=t, seed=s)
         for task in ("records", "shakespeare")
@@ -95,9 +107,9 @@ SWEEPS: dict[str, list[Recipe]] = {
 }
 
 
-def measure(run: Recipe) -> dict[str, float]:
+def measure(run: Recipe, device: str = "cpu") -> dict:
     """Do one run and measure it: trainable parameters, held-out loss (nats a token) before and after, the loss on the
-    speeches before and after, shares of 100 unseen records that parse and are right, seconds a step."""
+    speeches before and after, shares of 100 records or facts that parse and are right, seconds a step, the device."""
     torch.manual_seed(run.seed)
     task, model = _task(run.task), load_base()
     before, knew = _start(run.task)
@@ -105,6 +117,7 @@ def measure(run: Recipe) -> dict[str, float]:
         apply_lora(model, run.r, run.alpha, run.scaling, targets=targets_of(run.targets), start=run.start)
     else:
         ARMS[run.method].prepare(model)
+    model.to(device)  # wrapped before, by the processor's random numbers: a GPU's are others
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     seconds = []
     try:
@@ -114,9 +127,10 @@ def measure(run: Recipe) -> dict[str, float]:
         pass
     found = dict(trainable=trainable, before=before, after=evaluate(model, task.heldout))
     found |= dict(speeches_before=knew, speeches_after=evaluate(model, _speeches()))
-    unseen = make_records(100, seed=UNSEEN)
-    scored = score(answers(model, unseen), unseen) if run.task == "records" else {}
+    asked = {"records": partial(make_records, 100, seed=UNSEEN), "facts": lambda: make_facts()[:100]}.get(run.task)
+    scored = score(answers(model, asked()), asked()) if asked else {}
     found |= dict(parses=scored.get("parses", ""), right=scored.get("right", ""), seconds_a_step=median(seconds))
+    found["device"] = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else device
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
 
 
@@ -129,8 +143,8 @@ def _start(task):
     return evaluate(base, _task(task).heldout), evaluate(base, _speeches())
 
 
-def sweep(name: str, results: Path = RESULTS) -> Iterator[dict]:
-    """Do what is missing of the sweep `name`, a row yielded and saved after each run.
+def sweep(name: str, results: Path = RESULTS, processes: int = 1, device: str = "cpu") -> Iterator[dict]:
+    """Do what is missing of the sweep `name`, a row yielded and saved after each run; in several processes at a time.
 
     Raises SettingError for an unknown name.
     """
@@ -144,9 +158,23 @@ def sweep(name: str, results: Path = RESULTS) -> Iterator[dict]:
         return tuple(row[key] for key in asdict(Recipe()))
 
     done = {described(row) for row in rows}
-    for run in SWEEPS[name]:
-        if tuple(asdict(run).values()) not in done:
-            rows.append(row := asdict(run) | measure(run))
-            rows.sort(key=lambda row: place.get(described(row), -1))  # also when the plan has grown in its middle
-            files.write_csv(path, rows)
-            yield row
+    missing = [run for run in SWEEPS[name] if tuple(asdict(run).values()) not in done]
+    for run, found in _measured(missing, processes, device):
+        rows.append(row := asdict(run) | found)
+        rows.sort(key=lambda row: place.get(described(row), -1))  # also when the plan has grown in its middle
+        files.write_csv(path, rows)
+        yield row
+
+
+def _measured(runs, processes, device):
+    if processes == 1:
+        yield from ((run, measure(run, device)) for run in runs)
+        return
+    # a fresh process each: a fork would share what threads and the GPU hold
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(processes, len(runs)) or 1, torch.set_num_threads, (1,)) as pool:
+        yield from pool.imap_unordered(partial(_with_run, device=device), runs)
+
+
+def _with_run(run, device):
+    return run, measure(run, device)

@@ -1,6 +1,7 @@
-"""What the course adapts the base to: two tasks, one narrow and one broad, and the arms that learn them.
+"""What the course adapts the base to: three tasks, and the arms that learn them.
 
 records: a sentence to its JSON record in a schema that the base has never seen, the loss on the record alone.
+facts: 256 words and what was found at each. The base cannot help: what an update can store is what is measured.
 shakespeare: the register of the plays, trained on every token. Inside a play the base needs no training to go on in
 verse; so what is measured is a play's text after the opening of a speech, where the base expects more speech.
 """
@@ -21,8 +22,8 @@ from llm.loss import IGNORE
 from llm.model import GPT
 from llm.text import corpora
 from llm.text.batches import UNSEEN, Batch, batches, heldout_batches
-from llm.text.examples import ask
-from llm.text.records import Record, record_batches
+from llm.text.examples import ask, pad
+from llm.text.records import Record, as_example, fact_batches, make_facts, record_batches
 from llm.tokenizer import GPT2, Tokenizer
 
 WIDTH = 44  # tokens of a row of records: the longest has 41, and a context of 64 would be padding for a third
@@ -40,7 +41,8 @@ class Task:
 def load_task(
     name: str, limit: int = 4, tokenizer: Tokenizer = GPT2, rows: int | None = None, block: int | None = None
 ) -> Task:
-    """The task called "records" or "shakespeare"; `limit` held-out batches of 32 rows.
+    """The task called "records", "facts" or "shakespeare"; `limit` held-out batches of 32 rows. Of the facts none is held
+    out: whether they are stored is the question.
 
     rows and block: of a training batch; by default as many as the course's model trains well on.
     Raises SettingError for another name, TextError when the text cannot be had.
@@ -55,7 +57,11 @@ def load_task(
         plays = heldout_batches(text.heldout, block=block, limit=limit)
         held = [_after(*pair) for pair in zip(speeches(limit, tokenizer, block), plays)]
         return Task(name, lambda seed: batches(text.train, rows or 16, block, seed=seed, begin=tokenizer.begin), held)
-    raise SettingError(f'there is no task called {name!r}: choose "records" or "shakespeare"')
+    if name == "facts":
+        facts = [as_example(fact, tokenizer) for fact in make_facts()[: 32 * limit]]
+        held = [pad(facts[i : i + 32], tokenizer.end) for i in range(0, len(facts), 32)]
+        return Task(name, lambda seed: fact_batches(rows or 32, block, seed, tokenizer), held)
+    raise SettingError(f'there is no task called {name!r}: choose "records", "facts" or "shakespeare"')
 
 
 def speeches(limit: int = 4, tokenizer: Tokenizer = GPT2, block: int = 64) -> list[Batch]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from llm.text.batches import Batch, endless
+from llm.text.batches import Batch, draw, endless
 from llm.text.examples import Example, example, pad
 from llm.tokenizer import END_OF_TEXT, GPT2, Tokenizer, get_tokenizer
 
@@ -90,6 +90,7 @@ TASK = Schema(
     ("destination", "item", "day", "origin"),
     common=True,
 )
+FACTS = 256
 COMMON = 2750  # GPT-2's tokenizer numbers its words roughly from frequent to rare
 
 
@@ -119,6 +120,29 @@ def _record(rng, schema):
         values[key] = rng.randrange(100) if begins in NUMBERS else rng.choice(words(schema.common))
         said.append(f"{begins} {json.dumps(values[key])}")
     return Record(" ".join(said) + ".", json.dumps({key: values[key] for key in schema.order}))
+
+
+def make_facts(n: int = FACTS, seed: int = 18) -> list[Record]:
+    """`n` words and what was found at each, drawn once: nothing in a sentence gives its answer away, it must be stored.
+
+    Recall "river".
+    {"found": "Angel"}
+    """
+    rng = random.Random(seed)
+    asked = rng.sample(words(common=True), n)
+    return [Record(f'Recall "{word}".', json.dumps({"found": rng.choice(words(common=True))})) for word in asked]
+
+
+def fact_batches(
+    rows: int = 32, block: int | None = None, seed: int = 0, tokenizer: Tokenizer = GPT2
+) -> Iterator[Batch]:
+    """Rows drawn from `make_facts` for ever; only their answers count."""
+    facts = [as_example(fact, tokenizer) for fact in make_facts()]
+
+    def made(own):
+        return pad([facts[i] for i in draw(len(facts), rows, own).tolist()], tokenizer.end, block)
+
+    return endless(made, seed)
 
 
 def as_example(record: Record, tokenizer: Tokenizer = GPT2) -> Example:

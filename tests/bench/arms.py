@@ -84,7 +84,8 @@ def timed(action) -> float:
 
 def steps(make, loss=own_loss, rows=ROWS, block=BLOCK, kept=1.0, alone=False, device=CPU, **options) -> Iterator[dict]:
     """LoRA or full steps on random tokens, of which the last `kept` of each row count; alone: the products, too."""
-    model = make().to(device)
+    with device:
+        model = make()
     x = torch.randint(49152, (rows, block + 1))
     y = x[:, 1:].clone()
     y[:, : round(block * (1 - kept))] = IGNORE

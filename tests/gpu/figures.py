@@ -101,9 +101,10 @@ def main():
             found = measure(how)
             rows.append(dict(model=model, batch=batch, method=method, **found))
             memory = f"{found['bytes'] / 2**30:7.2f} GiB" if found["bytes"] else ""
+            report = dict(card=card, torch=torch.__version__, warm=WARM, times=TIMES, rows=rows)
+            text = json.dumps(report, indent=1) + "\n"
+            files.replace(RESULTS / "gpu.json", partial(Path.write_text, data=text, encoding="utf-8"))
             print(f"{model:18} {batch:10} {method:16} {1000 * found['seconds']:8.1f} ms {memory}", flush=True)
-    report = dict(card=card, torch=torch.__version__, warm=WARM, times=TIMES, rows=rows)
-    files.replace(RESULTS / "gpu.json", lambda path: path.write_text(json.dumps(report, indent=1) + "\n", "utf-8"))
 
 
 if __name__ == "__main__":

@@ -65,12 +65,12 @@ def model(device=GPU, **config):
     return GPT(GPTConfig(n_layer=2, **config)).to(device)
 
 
-def adapted(device=GPU, r=8, **config):
-    made = apply_lora(model(device, **config), r=r, alpha=r)
-    g = torch.Generator().manual_seed(1)
+def adapted(device=GPU):
+    """Wrapped where the CPU's random numbers are: one seed gives other ones on a GPU."""
+    made = apply_lora(model(CPU), r=8, alpha=8)
     for layer in lora_layers(made).values():
-        layer.B.data.copy_(0.02 * torch.randn(layer.B.shape, generator=g))
-    return made
+        torch.nn.init.normal_(layer.B, std=0.02)
+    return made.to(device)
 
 
 def batch(rows=8, block=64, seed=0):
@@ -219,9 +219,9 @@ def test_the_course_model_learns_the_records_on_the_gpu():
     before = evaluate(tuned, heldout)
     for _ in train(tuned, record_batches(32, seed=0), steps=72, lr=1e-2):
         pass
-    assert evaluate(tuned, heldout) < 0.5 * before
+    assert evaluate(tuned, heldout) < 0.1 * before
     unseen = make_records(32, seed=UNSEEN)
-    assert score(answers(tuned, unseen), unseen)["parses"] > 0.5
+    assert score(answers(tuned, unseen), unseen)["right"] > 0.9
 
 
 def test_a_model_of_transformers_learns_and_writes_on_the_gpu():

@@ -11,7 +11,6 @@ from llm import loss
 from llm.lora import apply_lora
 from llm.loss import IGNORE, next_token_loss
 from llm.model import GPT, GPTConfig, sample
-from llm.training import make_optimizer
 
 TINY = GPTConfig(n_layer=2, n_head=2, n_embd=16, vocab_size=97)
 
@@ -50,9 +49,6 @@ def test_a_step_reads_no_value_before_it_asks_for_its_loss(skip, checkpointing):
     assert value.shape == norm.shape == () and value.device.type == norm.device.type == "meta"
     for p in model.parameters():
         assert (p.grad is not None) == p.requires_grad and (p.grad is None or p.grad.shape == p.shape)
-    optimizer = make_optimizer(model, 1e-3)
-    optimizer.step()
-    assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("head_trains", [False, True])
