@@ -1,7 +1,7 @@
 """What the course adapts the base to: three tasks, and the arms that learn them.
 
 records: a sentence to its JSON record in a schema that the base has never seen, the loss on the record alone.
-facts: 256 words and what was found at each. The base cannot help: what an update can store is what is measured.
+facts: 512 words and what was found at each. The base cannot help: what an update can store is what is measured.
 shakespeare: the register of the plays, trained on every token. Inside a play the base needs no training to go on in
 verse; so what is measured is a play's text after the opening of a speech, where the base expects more speech.
 """

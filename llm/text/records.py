@@ -90,7 +90,7 @@ TASK = Schema(
     ("destination", "item", "day", "origin"),
     common=True,
 )
-FACTS = 256
+FACTS = 512
 COMMON = 2750  # GPT-2's tokenizer numbers its words roughly from frequent to rare
 
 

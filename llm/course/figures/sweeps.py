@@ -25,6 +25,19 @@ def grouped(rows: list[dict], key: str, measure: str) -> dict:
     return found
 
 
+def at_best_rate(rows: list[dict], measure: str = "after") -> list[dict]:
+    """Of the rows of each task, method and rank those at the learning rate whose median is lowest."""
+    kinds: dict = {}
+    for row in rows:
+        kinds.setdefault((row["task"], row["method"], row["r"]), []).append(row)
+    found = []
+    for here in kinds.values():
+        middle = {lr: median(values) for lr, values in grouped(here, "lr", measure).items()}
+        best = min(middle, key=middle.__getitem__)
+        found += [row for row in here if row["lr"] == best]
+    return found
+
+
 def by_rank(rows: list[dict], measure: str = "after", tasks: tuple[str, ...] = ("records", "shakespeare")) -> Figure:
     """A measure over the rank, a panel for each task: a point a seed, a line through the medians; the base, the full
     fine-tune and the final norm alone as levels to compare with."""
