@@ -7,7 +7,7 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 # programs want the same cores. Here they sleep while they wait.
 test lint unit notebooks browser test-colab test-floors: export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup real lab test lint unit notebooks browser test-colab test-floors refresh bench clean
+.PHONY: help setup real lab test lint unit notebooks browser test-colab test-floors gpu refresh bench growth clean
 
 help:
 	@echo "make lab        set up, then open the course in JupyterLab"
@@ -15,8 +15,10 @@ help:
 	@echo "make test       set up all of it, then lint, unit tests, every notebook under nbval and in a browser"
 	@echo "make test-colab every notebook alone, on the versions that Colab has"
 	@echo "make test-floors the unit tests on the lowest versions that the course admits"
+	@echo "make gpu        on a machine with a GPU: its own tests, time and memory"
 	@echo "make refresh    run every notebook from the top and store its outputs"
 	@echo "make bench      time LoRA against full fine-tuning, ours against transformers + PEFT"
+	@echo "make growth     time and memory of a step as rank, width and the rest grow"
 	@echo "make clean      remove what is made again in minutes: .venv, build/colab, build/floors, cached corpora; models and runs stay"
 
 .venv/.lab: pyproject.toml constraints.txt
@@ -85,12 +87,21 @@ test-floors: build/floors/.done real
 	build/floors/bin/lint-imports
 	build/floors/bin/python -m pytest tests --ignore tests/browser --ignore tests/test_start.py
 
+# with the Python that has the GPU's torch, and numpy, safetensors, tiktoken, typer, pytest beside it; makes no environment.
+# transformers and peft, nbclient and ipywidgets are used where they are there
+gpu:
+	$(PYTHON) -m pytest tests/gpu
+	$(PYTHON) tests/gpu/figures.py
+
 refresh: real
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --NotebookClient.store_widget_state=False --NotebookClient.record_timing=False --NotebookClient.startup_timeout=1200 --NotebookClient.iopub_timeout=1200 $(NOTEBOOKS)
 
 # in one run, so that ratios hold on a machine whose speed drifts
 bench: .venv/.test real
 	$(BIN)/python tests/bench/bench.py
+
+growth: .venv/.test
+	$(BIN)/python tests/bench/growth.py
 
 # never build/ as a whole: a merged model or an hour of pretraining may lie there
 clean:

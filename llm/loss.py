@@ -76,8 +76,9 @@ def _products(weight):
 class _Chunked(torch.autograd.Function):
     """-log softmax(W h)[t] = log sum_j exp(w_j h) - w_t h, whose gradient by h is softmax(W h) W - w_t.
 
-    A chunk's gradients are made while its logits are there: they would be made a second time in the backward. What the
-    target's own row adds is worked out apart, in full precision: most of the rounding would be there.
+    A chunk's gradients are made while its logits are there: they would be made a second time in the backward. The
+    target's own part is worked out apart, in full precision: in coarse products a model that is nearly sure would see
+    little but their rounding, and a loss below zero.
     """
 
     @staticmethod
@@ -85,25 +86,30 @@ class _Chunked(torch.autograd.Function):
         wants_hidden, wants_weight = (training and wanted for wanted in ctx.needs_input_grad[:2])
         wide = torch.promote_types(hidden.dtype, torch.float32)
         share = counted[:, None] / counted.sum(dtype=wide)  # (N, 1), of the mean
-        wide_h, own = hidden.to(wide), weight[targets].to(wide)  # (N, d), (N, d)
-        loss = -(share * wide_h * own).sum()
-        d_hidden = -share * own if wants_hidden else None
-        d_weight = (
-            torch.zeros_like(weight, dtype=wide).index_add_(0, targets, -share * wide_h) if wants_weight else None
-        )
+        wide_h, row = hidden.to(wide), weight[targets].to(wide)  # (N, d), (N, d)
+        own = (wide_h * row).sum(1, keepdim=True)  # (N, 1), the target's logit
+        loss, missed = own.new_zeros(()), torch.empty_like(own)  # missed: 1 - the target's probability
+        d_hidden = torch.empty_like(wide_h) if wants_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
         h, W = hidden.to(products), weight.to(products)
         calm = _calm(wide_h, weight, products)
         rows_at_once = CHUNK_ON_GPU if h.is_cuda else CHUNK if wants_weight else CHUNK // 2  # half stays in the cache
         for rows in (slice(i, i + rows_at_once) for i in range(0, len(h), rows_at_once)):
             logits = h[rows] @ W.T  # (rows, vocab)
             top = 0 if calm else logits.amax(1, keepdim=True)
-            e = (logits if calm else logits.sub_(top)).exp_()
-            total = e.sum(1, keepdim=True, dtype=wide)
-            loss += (share[rows] * (total.log() + top)).sum()
+            e = (logits if calm else logits.sub_(top)).exp_().scatter_(1, targets[rows, None], 0)
+            others = e.sum(1, keepdim=True, dtype=wide)
+            total = others + (own[rows] - top).exp()
+            missed[rows] = others / total
+            loss += (share[rows] * (total.log() + top - own[rows]).clamp(min=0)).sum()
             if wants_hidden:
-                d_hidden[rows] += share[rows] * (e @ W) / total
+                d_hidden[rows] = share[rows] * (e @ W) / total
             if wants_weight:
                 d_weight += e.T @ (share[rows] * wide_h[rows] / total).to(products)
+        if wants_hidden:
+            d_hidden -= share * missed * row
+        if wants_weight:
+            d_weight.index_add_(0, targets, -share * missed * wide_h)
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return loss

@@ -275,3 +275,17 @@ def test_masked_positions_are_dropped_before_they_are_projected(monkeypatch):
     monkeypatch.setattr(loss._Chunked, "apply", lambda h, *rest: seen.append(len(h)) or original(h, *rest))
     next_token_loss(*problem(50, masked=30))
     assert seen == [20]
+
+
+def test_a_model_that_is_nearly_sure_sees_its_own_small_error_and_not_the_rounding_of_coarse_products():
+    _, weight, targets = problem(64)
+    weight = 4 * F.normalize(weight.detach(), dim=1)
+    hidden = (2 * weight[targets]).requires_grad_(True)  # every target's logit is far ahead
+    exact = next_token_loss(hidden, weight, targets)
+    (wanted,) = torch.autograd.grad(exact, hidden)
+    with head_precision("bfloat16"):
+        coarse = next_token_loss(hidden, weight, targets)
+        (found,) = torch.autograd.grad(coarse, hidden)
+    assert 0 < exact < 0.02 and 0 < coarse
+    assert abs(coarse - exact) < 0.05 * exact
+    assert (found - wanted).norm() < 0.05 * wanted.norm()

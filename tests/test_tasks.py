@@ -103,7 +103,9 @@ def test_forgetting_is_measured_on_held_out_speeches(toy_text):
 
 
 def test_an_unknown_task_is_one_sentence_with_the_names_there_are():
-    with pytest.raises(ValueError, match='^there is no task called \'poems\': choose "records" or "shakespeare"$'):
+    with pytest.raises(
+        ValueError, match='^there is no task called \'poems\': choose "records", "facts" or "shakespeare"$'
+    ):
         load_task("poems")
 
 

@@ -58,7 +58,9 @@ def pretrain(
     seed: number("same seed, same base") = 0,
     device: Device = "auto",
 ):
-    """Train the course's base, in two or three minutes on a large GPU or as many hours on two cores.
+    """Train the course's base.
+
+    That takes some minutes on a large GPU and about three hours on two cores.
 
     A stopped run goes on where it was.
 

@@ -13,6 +13,7 @@ from llm import files
 from llm.course.pretraining_mixture import heldout, mixture
 from llm.loss import multiplies_bfloat16
 from llm.model import GPT, GPTConfig
+from llm.text.batches import Batch
 from llm.training import evaluate, make_optimizer, train
 
 CPU = torch.device("cpu")
@@ -58,7 +59,7 @@ def pretrain(
     stream = mixture(seed, start)
     options = dict(steps=steps, lr=pretraining_rate, warmup=30, optimizer=optimizer, start=start)
     precision = "bfloat16" if multiplies_bfloat16(device) else "float32"
-    for step in train(model, stream, **options, precision=precision):
+    for step in train(model, seeded(stream, seed, start), **options, precision=precision):
         seconds, tokens = seconds + step.seconds, tokens + step.tokens
         done = step.index + 1
         if done % every == 0 or done == steps:
@@ -73,3 +74,10 @@ def pretrain(
     files.replace(out / "model.safetensors", lambda path: path.write_bytes(save(half)))
     files.replace(out / "config.json", lambda path: path.write_text(json.dumps(asdict(GPTConfig()), indent=2) + "\n"))
     resume.unlink(missing_ok=True)
+
+
+def seeded(stream: Iterator[Batch], seed: int, start: int) -> Iterator[Batch]:
+    """The batches of `stream`; dropout's draws at step i depend on (seed, i) alone, so that a killed run resumes."""
+    for i, batch in enumerate(stream, start):
+        torch.manual_seed(seed * 1_000_003 + i)
+        yield batch

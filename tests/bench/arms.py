@@ -17,7 +17,7 @@ from llm.bases import transformers_models
 from llm.lora import apply_lora, lora_layers, merge_lora
 from llm.loss import CHUNK, IGNORE, multiplies_bfloat16
 from llm.model import GPT, GPTConfig
-from llm.training import own_loss, train
+from llm.training import make_optimizer, own_loss, train
 
 ROWS, BLOCK = 32, 64
 REAL_ROWS = 4  # of a model of SmolLM2's size
@@ -82,21 +82,32 @@ def timed(action) -> float:
 # training: an arm yields after each step, and what it yields is the step's seconds and what else it measured
 
 
-def steps(make, loss=own_loss, rows=ROWS, block=BLOCK, kept=1.0, alone=False, device=CPU, **options) -> Iterator[dict]:
-    """LoRA or full steps on random tokens, of which the last `kept` of each row count; alone: the products, too."""
+def library_loss(model, x, y):
+    """Our model's loss by torch's own chunked function, in float32."""
+    options = torch.nn.LinearCrossEntropyOptions(chunking_method=None, batch_chunk_size=256)
+    hidden = model.hidden(x)[0].flatten(0, 1)
+    return F.linear_cross_entropy(hidden, model.lm_head.weight, y.flatten(), ignore_index=IGNORE, options=options)
+
+
+def steps(make, loss=own_loss, rows=ROWS, block=BLOCK, kept=1.0, fused=True, device=CPU, **options) -> Iterator[dict]:
+    """LoRA or full steps on random tokens, of which the last `kept` of each row count."""
     with device:
         model = make()
     x = torch.randint(49152, (rows, block + 1))
     y = x[:, 1:].clone()
     y[:, : round(block * (1 - kept))] = IGNORE
-    multiply = products(model, options.get("precision", "auto")) if alone else None
-    for step in train(model, repeat((x[:, :-1], y)), steps=1_000_000, lr=1e-4, loss=loss, **options):
-        yield dict(seconds=step.seconds) | (dict(products=timed(multiply)) if alone else {})
+    optimizer = make_optimizer(model, 1e-4)
+    for group in optimizer.param_groups:
+        group["fused"] = group["fused"] and fused
+    for step in train(
+        model, repeat((x[:, :-1], y)), steps=1_000_000, lr=1e-4, loss=loss, optimizer=optimizer, **options
+    ):
+        yield dict(seconds=step.seconds)
 
 
-def products(model: GPT, precision: str = "auto") -> Callable[[], None]:
+def products(precision: str) -> Callable[[], None]:
     """The matrix products of a LoRA step and nothing else, in the step's own precision and chunks."""
-    n, pairs = ROWS * BLOCK, []
+    model, n, pairs = ours(8), ROWS * BLOCK, []
     for layer in lora_layers(model).values():
         W, A, B = layer.base.weight, layer.A, layer.B
         x, g, low = torch.randn(n, layer.in_features), torch.randn(n, layer.out_features), torch.randn(n, layer.r)
@@ -162,13 +173,15 @@ def swapping_theirs():
 
 
 STEPS = {
-    "LoRA r=8": dict(make=partial(ours, 8), alone=True),
-    "LoRA r=8, float32": dict(make=partial(ours, 8), precision="float32", alone=True),
+    "LoRA r=8": dict(make=partial(ours, 8)),
+    "LoRA r=8, float32": dict(make=partial(ours, 8), precision="float32"),
     "LoRA r=1": dict(make=partial(ours, 1)),
     "LoRA r=64": dict(make=partial(ours, 64)),
     "LoRA r=8, loss on a third": dict(make=partial(ours, 8), kept=KEPT),
+    "LoRA r=8, loss on a tenth": dict(make=partial(ours, 8), kept=0.1),
     "full": dict(make=partial(ours, 0)),
-    "full, bfloat16 head": dict(make=partial(ours, 0), precision="bfloat16"),
+    "pretraining": dict(make=partial(ours, 0), precision="bfloat16"),
+    "pretraining, torch's own loss": dict(make=partial(ours, 0), loss=library_loss, fused=False),
     "PEFT r=8": dict(make=partial(theirs, 8), loss=whole_logits, precision="float32"),
     "PEFT r=8, autocast": dict(make=partial(theirs, 8), loss=under_autocast, precision="float32"),
     "SmolLM2, LoRA": dict(make=lambda: apply_lora(smollm2(), r=8), loss=transformers_models.loss, rows=REAL_ROWS),
@@ -176,6 +189,8 @@ STEPS = {
     "SmolLM2, PEFT, autocast": dict(make=smollm2_theirs, loss=under_autocast, rows=REAL_ROWS, precision="float32"),
 }
 ACTIONS = {
+    "products of LoRA r=8": partial(products, "auto"),
+    "products of LoRA r=8, float32": partial(products, "float32"),
     "write, batch 1": partial(writing, 1, False),
     "write, batch 1, merged": partial(writing, 1, True),
     "write, batch 16": partial(writing, 16, False),

@@ -214,7 +214,7 @@ def test_greedy_text_is_the_cpus_and_a_seed_repeats_a_draw():
 
 
 def test_the_course_model_learns_the_records_on_the_gpu():
-    tuned = apply_lora(load_base(), r=8, alpha=8).to(GPU)
+    tuned = apply_lora(load_base(), r=8, alpha=8, scaling="alpha/r").to(GPU)
     heldout = [*islice(record_batches(32, seed=UNSEEN), 2)]
     before = evaluate(tuned, heldout)
     for _ in train(tuned, record_batches(32, seed=0), steps=72, lr=1e-2):
