@@ -13,7 +13,7 @@ from llm import files
 from llm.course.pretraining_mixture import heldout, mixture
 from llm.loss import multiplies_bfloat16
 from llm.model import GPT, GPTConfig
-from llm.text.batches import Batch
+from llm.text.batches import Batch, seed_of
 from llm.training import evaluate, make_optimizer, train
 
 CPU = torch.device("cpu")
@@ -79,5 +79,5 @@ def pretrain(
 def seeded(stream: Iterator[Batch], seed: int, start: int) -> Iterator[Batch]:
     """The batches of `stream`; dropout's draws at step i depend on (seed, i) alone, so that a killed run resumes."""
     for i, batch in enumerate(stream, start):
-        torch.manual_seed(seed * 1_000_003 + i)
+        torch.manual_seed(seed_of(seed, i))
         yield batch

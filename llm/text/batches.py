@@ -17,10 +17,15 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, both (rows, blo
 UNSEEN = 2_000_003
 
 
+def seed_of(seed: int, i: int) -> int:
+    """The seed of what is drawn for batch `i` of a run with `seed`."""
+    return seed * 1_000_003 + i
+
+
 def endless(make: Callable[[int], Batch], seed: int, start: int = 0) -> Iterator[Batch]:
     """Batches `start`, `start` + 1, ... for ever, each made by `make` from a seed of its own."""
     for i in count(start):
-        yield make(seed * 1_000_003 + i)
+        yield make(seed_of(seed, i))
 
 
 def draw(n: int, rows: int, seed: int) -> torch.Tensor:
