@@ -65,7 +65,7 @@ class LoraLinear(nn.Module):
         if not self.enabled:
             return y
         x = F.dropout(x.to(self.A.dtype), self.dropout, self.training)
-        low = self.scale * (x @ self.A)  # (..., in) @ (in, r): scaled here, where there are r numbers and not out
+        low = self.scale * (x @ self.A)  # (..., in) @ (in, r), scaled where it is narrow
         return y + (low @ self.B).to(y.dtype)  # (..., r) @ (r, out)
 
     def update(self) -> torch.Tensor:

@@ -100,7 +100,7 @@ def sweep(
         for row in sweeps.sweep(name, processes=processes, device=str(best_device(device))):
             print(name, "  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
     rows = files.read_csv(RESULTS / "ranks.csv") + at_best_rate(files.read_csv(RESULTS / "facts.csv"))
-    by_rank(rows, tasks=("facts", "shakespeare")).savefig(RESULTS / "ranks.png", dpi=100)
+    by_rank(rows, ("right", "after"), tasks=("facts", "shakespeare")).savefig(RESULTS / "ranks.png", dpi=100)
 
 
 @app.command()

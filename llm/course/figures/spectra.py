@@ -143,11 +143,13 @@ def loss_by_rank(ranks: list[int], kept: dict, alone: dict, base: dict, full: di
         axis.plot(x, kept[task], color=COLOURS["full"], marker="o")
         axis.plot(x, alone[task], color=COLOURS["full"], marker="o", ls="--", mfc="white")
         # each label where its line is far from the curves
-        for at, y, label, colour, ha in (
-            (x[-1], base[task], "base", "base", "right"),
-            (x[0], full[task], "full fine-tune", "full", "left"),
+        for y, label, colour, va, lift in (
+            (base[task], "base", "base", "bottom", 2),
+            (full[task], "full fine-tune", "full", "top", -4),
         ):
-            axis.annotate(label, (at, y), (0, 3), textcoords="offset points", ha=ha, color=COLOURS[colour])
+            right = dict(textcoords="offset points", ha="right", va=va, color=COLOURS[colour])
+            axis.annotate(label, (x[-1], y), (0, lift), **right)
+        axis.set_ylim(bottom=full[task] - 0.1 * (base[task] - full[task]))
         axis.set_title(task)
         axis.set_xticks(x, ranks)
         axis.set_xlabel("rank r kept in every block matrix")

@@ -38,11 +38,16 @@ def at_best_rate(rows: list[dict], measure: str = "after") -> list[dict]:
     return found
 
 
-def by_rank(rows: list[dict], measure: str = "after", tasks: tuple[str, ...] = ("records", "shakespeare")) -> Figure:
+def by_rank(
+    rows: list[dict], measure: str | tuple[str, ...] = "after", tasks: tuple[str, ...] = ("records", "shakespeare")
+) -> Figure:
     """A measure over the rank, a panel for each task: a point a seed, a line through the medians; the base, the full
-    fine-tune and the final norm alone as levels to compare with."""
+    fine-tune and the final norm alone as levels to compare with. measure: one for all panels, or one each."""
     figure, panels = new_axes(8.6 if len(tasks) > 1 else 5.6, 3.7, columns=len(tasks))
-    for axes, task in zip(panels, tasks):
+    measures = (measure,) * len(tasks) if isinstance(measure, str) else measure
+    for axes, task, measure in zip(panels, tasks, measures):
+        if axes is panels[0] or len(set(measures)) > 1:
+            axes.set_ylabel(MEASURES[measure])
         here = [row for row in rows if row["task"] == task]
         found = grouped([row for row in here if row["method"] == "lora"], "r", measure)
         axes.set_xscale("log", base=2)
@@ -65,7 +70,6 @@ def by_rank(rows: list[dict], measure: str = "after", tasks: tuple[str, ...] = (
         axes.minorticks_off()
         axes.set_title(task)
         axes.set_xlabel("rank r")
-    panels[0].set_ylabel(MEASURES[measure])
     return figure
 
 
