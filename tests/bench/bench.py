@@ -104,7 +104,7 @@ def goals(time_of: dict, peak_of: dict, bfloat16: bool) -> list[tuple[str, float
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--times", type=int, default=6)
     parser.add_argument("--arm", help="measure this arm alone and print it as JSON")
     args = parser.parse_args()
