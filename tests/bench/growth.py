@@ -92,7 +92,7 @@ def picture(rows):
             panel.set_xscale("log", base=2)
             panel.set_xticks(x, [f"{value:,}" for value in x], fontsize=7)
             panel.minorticks_off()
-            panel.set_ylim(bottom=0)
+            panel.set_ylim(0, 1.1 * max(row[measure] for row in here) / unit)
             if line:
                 panel.set_xlabel(NAMES.get(what, what))
     axes[0].set_ylabel("seconds a step")
