@@ -54,6 +54,11 @@ def head_precision(name: str) -> Iterator[None]:
         _precision.reset(token)
 
 
+def asked_for_bfloat16(device: torch.device) -> bool:
+    """Whether this is inside `head_precision("bfloat16")`, on a processor."""
+    return device.type == "cpu" and _precision.get() == "bfloat16"
+
+
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16 products: two to four times as fast as float32 where it has."""
     if device.type == "cuda":

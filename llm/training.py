@@ -110,7 +110,7 @@ def train(
 
     lr: the peak rate, or a function of the parameter's name. optimizer and start resume an earlier run.
     loss: how a model that somebody else wrote is graded (`bases.Base.loss`). precision: of the head's products, see
-    `loss.head_precision`; on a GPU of all products. accumulate: pieces in which a batch's rows are read, one after the
+    `loss.head_precision`; on a GPU of all products, see `products`. accumulate: pieces in which a batch's rows are read, one after the
     other: the same gradients, and the activations of one piece at a time.
     Raises SettingError for a precision or pieces that make no sense, and TrainingError when a step's loss, gradient or
     update is not finite; the weights are then those of the step before.
@@ -175,7 +175,8 @@ def _moved(device, *batch):
 
 @contextmanager
 def products(precision: str, device: torch.device) -> Iterator[None]:
-    """Inside the block matrix products are of `precision`: on a processor the head's alone, on a GPU all of them."""
+    """Inside the block matrix products are of `precision`: on a GPU all of them; on a processor the head's alone, and of
+    transformers' models under "bfloat16" the blocks', too."""
     wanted = precision == "bfloat16" or precision == "auto" and multiplies_bfloat16(device)
     with head_precision(precision), torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda" and wanted):
         yield

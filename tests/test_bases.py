@@ -19,6 +19,7 @@ from llm.bases.transformers_tokenizers import read_tokenizer
 from llm.course.tasks import answers
 from llm.errors import BaseError, TextError, WriteError
 from llm.lora import LoraLinear, apply_lora, lora_disabled, lora_layers, merge_lora, remove_lora
+from llm.loss import head_precision
 from llm.model import GPT, GPTConfig
 from llm.paths import BASE
 from llm.text import corpora, download
@@ -96,6 +97,20 @@ def test_the_loss_and_its_gradients_are_those_of_the_whole_logits(tied, batch):
     value.backward()
     assert (value - reference_loss(model, x, y)).abs() < 1e-5
     assert all((p.grad - wanted[name]).abs().max() < 1e-5 for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", ["float32", "auto", "bfloat16"])
+def test_only_who_asks_for_bfloat16_by_name_gets_it_in_the_blocks_of_a_foreign_model_on_a_processor(name, batch):
+    model, seen = apply_lora(llama(), r=2), set()
+    for layer in lora_layers(model).values():
+        layer.base.register_forward_hook(lambda module, x, y: seen.add(y.dtype))
+    exact = hf.loss(model, *batch)
+    with head_precision(name):
+        found = hf.loss(model, *batch)
+    found.backward()
+    assert seen == {torch.float32} | ({torch.bfloat16} if name == "bfloat16" else set())
+    assert found.dtype == torch.float32 and (found - exact).abs() < 0.01 * exact
+    assert {p.grad.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
 @pytest.mark.parametrize("with_bias", [False, True])

@@ -4,6 +4,7 @@ transformers is imported where it is used: who only adapts the course's own mode
 """
 
 import sys
+from contextlib import nullcontext
 from inspect import signature
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from llm.bases.transformers_tokenizers import TransformersTokenizer, check_fit, 
 from llm.errors import BaseError
 from llm.gpt2_weights import ADAPTER, weights
 from llm.lora import LoraLinear
-from llm.loss import next_token_loss
+from llm.loss import asked_for_bfloat16, next_token_loss
 from llm.model import decode
 
 
@@ -152,13 +153,16 @@ def write(model: nn.Module, tokenizer: TransformersTokenizer, folder: Path) -> N
 
 
 def loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Mean next-token loss of a transformers model, a `training.Loss`: x, y (rows, block), logits never held whole."""
+    """Mean next-token loss of a transformers model, a `training.Loss`: x, y (rows, block), logits never held whole.
+
+    On a processor the blocks' products are in bfloat16 where that was asked for by name: they are most of a large
+    model's step, and `loss.head_precision` sees to the head alone.
+    """
     head = model.get_output_embeddings()
     if type(head) in (nn.Linear, LoraLinear) and _plain_logits(model):
-        hidden, weight = (
-            model.base_model(input_ids=x, **_uncached(model.base_model))[0],
-            head.weight,
-        )  # (rows, block, d), (vocab, d)
+        with torch.autocast("cpu", torch.bfloat16) if asked_for_bfloat16(x.device) else nullcontext():
+            hidden = model.base_model(input_ids=x, **_uncached(model.base_model))[0]  # (rows, block, d)
+        weight = head.weight  # (vocab, d)
         if head.bias is not None:  # one more column that is always 1
             hidden = F.pad(hidden, (0, 1), value=1.0)
             weight = torch.cat((weight, head.bias[:, None]), dim=1)

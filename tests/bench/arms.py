@@ -185,6 +185,9 @@ STEPS = {
     "PEFT r=8": dict(make=partial(theirs, 8), loss=whole_logits, precision="float32"),
     "PEFT r=8, autocast": dict(make=partial(theirs, 8), loss=under_autocast, precision="float32"),
     "SmolLM2, LoRA": dict(make=lambda: apply_lora(smollm2(), r=8), loss=transformers_models.loss, rows=REAL_ROWS),
+    "SmolLM2, LoRA, bfloat16": dict(
+        make=lambda: apply_lora(smollm2(), r=8), loss=transformers_models.loss, rows=REAL_ROWS, precision="bfloat16"
+    ),
     "SmolLM2, PEFT": dict(make=smollm2_theirs, loss=whole_logits, rows=REAL_ROWS, precision="float32"),
     "SmolLM2, PEFT, autocast": dict(make=smollm2_theirs, loss=under_autocast, rows=REAL_ROWS, precision="float32"),
 }

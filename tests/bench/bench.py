@@ -94,6 +94,7 @@ def goals(time_of: dict, peak_of: dict, bfloat16: bool) -> list[tuple[str, float
         ("unmerged / merged, batch 1", time_of["write, batch 1"] / time_of["write, batch 1, merged"], 1.10),
         ("unmerged / merged, batch 16", time_of["write, batch 16"] / time_of["write, batch 16, merged"], 1.10),
         ("SmolLM2, step / PEFT's", time_of["SmolLM2, LoRA"] / smol, 0.80),
+        ("the same, both in bfloat16", time_of["SmolLM2, LoRA, bfloat16"] / time_of["SmolLM2, PEFT, autocast"], 0.80),
         ("SmolLM2, peak memory / PEFT's", peak_of["SmolLM2, LoRA"] / smol_peak, 0.70),
         ("step at r = 64 / at r = 1", time_of["LoRA r=64"] / time_of["LoRA r=1"], 1.10),
         ("swap / PEFT's hotswap", time_of["swap"] / time_of["swap, PEFT"], 0.50),
