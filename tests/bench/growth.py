@@ -1,6 +1,6 @@
 """How a LoRA step grows, and what many adapters cost (`make growth`): one thing changed at a time, a process a point.
 
-Keeps `data/results/growth.csv`, a row a point, and draws `growth.png` from it.
+Keeps `data/results/growth.json`, a row a point, and draws `growth.png` from it.
 """
 
 import json
@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import arms
-from bench import peak
+from bench import machine, peak
 
 from llm import files
 from llm.adapters import load_adapter, save_adapter
@@ -111,7 +111,8 @@ def main():
         for value in values:
             rows.append(row := dict(what=what, value=value) | measured(what, value))
             print(f"{what:9} {value:6,}  {row['seconds']:8.4f} s  {row['bytes'] / 1e6:8.1f} MB", flush=True)
-    files.write_csv(RESULTS / "growth.csv", rows)
+    report = json.dumps(dict(machine=machine(), rows=rows), indent=1) + "\n"
+    files.replace(RESULTS / "growth.json", partial(Path.write_text, data=report, encoding="utf-8"))
     picture(rows).savefig(RESULTS / "growth.png", dpi=100)
 
 
