@@ -99,6 +99,13 @@ def test_what_is_recorded_is_complete_and_is_what_the_code_would_run(name):
     assert [{key: row[key] for key in asdict(Recipe())} for row in rows] == [asdict(run) for run in SWEEPS[name]]
 
 
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.csv")), ids=lambda path: path.name)
+def test_every_table_in_the_folder_is_of_runs_as_notebook_05_takes_them_to_be(path):
+    rows = files.read_csv(path)
+    assert rows and all(asdict(Recipe()).keys() | {"base", "device"} <= row.keys() for row in rows)
+    assert len({row["steps"] for row in rows}) == len({row["base"] for row in rows}) == 1
+
+
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_row_says_on_which_base_it_ran_and_but_for_one_sweep_it_is_the_one_that_ships(name):
     bases = {row["base"] for row in files.read_csv(RESULTS / f"{name}.csv")}
