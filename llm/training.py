@@ -110,8 +110,8 @@ def train(
 
     lr: the peak rate, or a function of the parameter's name. optimizer and start resume an earlier run.
     loss: how a model that somebody else wrote is graded (`bases.Base.loss`). precision: of the head's products, see
-    `loss.head_precision`; on a GPU of all products, see `products`. accumulate: pieces in which a batch's rows are read, one after the
-    other: the same gradients, and the activations of one piece at a time.
+    `loss.head_precision`; on a GPU of all products, see `products`. accumulate: pieces in which a batch's rows are read,
+    one after the other: the same gradients, and the activations of one piece at a time.
     Raises SettingError for a precision or pieces that make no sense, and TrainingError when a step's loss, gradient or
     update is not finite; the weights are then those of the step before.
     """

@@ -128,3 +128,11 @@ def test_the_audit_draws_all_numbers_in_grey_and_what_trains_in_its_colour():
     assert [(pytest.approx(y), n, colour) for y, n, colour in bars] == expected
     said = {text.get_text() for text in axes.texts}
     assert {"wte", "9,000 frozen", "400 of 5,000 train", "300 of 300 train"} <= said
+
+
+def test_of_each_rank_the_rows_at_its_best_rate_are_kept():
+    rows = [
+        dict(task="facts", method="lora", r=r, lr=lr, after=after)
+        for r, lr, after in [(1, 0.1, 3), (1, 0.1, 5), (1, 0.2, 2), (1, 0.2, 9), (8, 0.1, 2), (8, 0.1, 2), (8, 0.2, 1)]
+    ]
+    assert [(row["r"], row["lr"]) for row in figures.at_best_rate(rows)] == [(1, 0.1), (1, 0.1), (8, 0.2)]

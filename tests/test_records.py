@@ -12,11 +12,14 @@ from llm.text.examples import ask, pad
 from llm.text.records import (
     BASE_SCHEMAS,
     COMMON,
+    FACTS,
     NUMBERS,
     TASK,
     VERBS,
     Record,
     as_example,
+    fact_batches,
+    make_facts,
     make_records,
     record_batches,
     words,
@@ -131,3 +134,21 @@ def test_batches_hold_the_records_of_the_schemas_that_were_asked_for():
         verbs |= {decode(ids).split()[0] for ids in x}
     assert verbs <= set(VERBS) and len(verbs) > 0.9 * len(VERBS)
     assert {decode(ids).split()[0] for ids in next(record_batches(32, WIDTH))[0]} == {TASK.verb}
+
+
+def test_facts_are_drawn_once_each_word_has_one_and_neither_verb_nor_key_is_the_bases():
+    facts = make_facts()
+    assert facts == make_facts() and len({fact.sentence for fact in facts}) == len(facts) == FACTS
+    assert not {fact.sentence.split()[0] for fact in facts} & {*VERBS, TASK.verb}
+    assert not {key for fact in facts for key in json.loads(fact.answer)} & {
+        k for s in (TASK, *BASE_SCHEMAS) for k in s.order
+    }
+    assert sum(json.loads(fact.answer)["found"] in fact.sentence for fact in facts) < FACTS / 20  # nothing to copy
+
+
+def test_a_batch_of_facts_has_known_facts_alone_and_repeats_by_its_seed():
+    rows, known = next(fact_batches(8, seed=3)), {fact.sentence for fact in make_facts()}
+    assert all(torch.equal(a, b) for a, b in zip(rows, next(fact_batches(8, seed=3))))
+    assert not torch.equal(rows[0], next(fact_batches(8, seed=4))[0])
+    for x in rows[0]:
+        assert decode(x.tolist()).split("\n")[0] in known

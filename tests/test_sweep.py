@@ -1,6 +1,7 @@
 """Recorded sweeps: a stopped one goes on where it was, and what is recorded is what the code would run."""
 
 import math
+import multiprocessing.dummy
 from dataclasses import asdict, replace
 
 import pytest
@@ -41,6 +42,18 @@ def test_a_sweep_does_every_run_once_and_records_a_row_each(counted, tmp_path):
 def test_a_row_is_on_disk_before_the_next_run_begins(counted, tmp_path):
     for n, _ in enumerate(sweeps.sweep("toy", tmp_path), start=1):
         assert len(files.read_csv(tmp_path / "toy.csv")) == n == len(counted)
+
+
+def test_in_several_processes_every_run_is_done_once_and_recorded_in_the_plans_order(counted, tmp_path, monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(sweeps.multiprocessing, "get_context", lambda kind=None: multiprocessing.dummy)
+    try:
+        rows = list(sweeps.sweep("toy", tmp_path, processes=3))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(rows) == len(counted) == len(RUNS)
+    recorded = files.read_csv(tmp_path / "toy.csv")
+    assert [{key: row[key] for key in asdict(Recipe())} for row in recorded] == [asdict(run) for run in RUNS]
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError("killed")])

@@ -17,7 +17,6 @@ from llm.text.batches import Batch, seed_of
 from llm.training import evaluate, make_optimizer, train
 
 CPU = torch.device("cpu")
-STEPS = 9000
 DROPOUT = 0.1  # every text is read seven to ten times: without it the plays are at their best before the end
 BLOCK_RATE, EMBEDDING_RATE = 2e-3, 3e-2
 # The softmax pushes the row of every word that is not the next one, a little, always the same way, and Adam makes a
@@ -31,9 +30,7 @@ def pretraining_rate(name: str) -> float:
     return EMBEDDING_RATE if name in ("transformer.wte.weight", "transformer.wpe.weight") else BLOCK_RATE
 
 
-def pretrain(
-    out: Path, steps: int = STEPS, seed: int = 0, every: int = 100, device: torch.device = CPU
-) -> Iterator[dict]:
+def pretrain(out: Path, steps: int, seed: int = 0, every: int = 100, device: torch.device = CPU) -> Iterator[dict]:
     """Train the base from scratch into `out`, one log row yielded every `every` steps; a killed run resumes.
 
     Embedding and head are one matrix while it trains, and two equal ones in what it writes: apart, each of the
