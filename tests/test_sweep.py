@@ -3,6 +3,7 @@
 import math
 import multiprocessing.dummy
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,7 +47,8 @@ def test_a_row_is_on_disk_before_the_next_run_begins(counted, tmp_path):
 
 def test_in_several_processes_every_run_is_done_once_and_recorded_in_the_plans_order(counted, tmp_path, monkeypatch):
     threads = torch.get_num_threads()
-    monkeypatch.setattr(sweeps.multiprocessing, "get_context", lambda kind=None: multiprocessing.dummy)
+    threads_for_processes = SimpleNamespace(get_context=lambda kind: multiprocessing.dummy)
+    monkeypatch.setattr(sweeps, "multiprocessing", threads_for_processes)
     try:
         rows = list(sweeps.sweep("toy", tmp_path, processes=3))
     finally:
