@@ -6,6 +6,7 @@
 `training.py`  the loop that moves A and B
 `tokenizer.py` text in, text out
 `spectra.py`   what fine-tuning moved
+`quantize.py`  a base of four bits under it
 
 Everything else keeps the course running, a folder a room: its `__init__.py` says who lives there.
 """

@@ -169,6 +169,7 @@ def test_a_backward_import_would_be_found(tmp_path):
     for room, line in {
         "lora.py": "from llm import paths",
         "training.py": "import llm.lora",
+        "quantize.py": "from llm.errors import SettingError",
         "text/corpora.py": "from llm.bases import load",
         "course/figures/counts.py": "from llm.training import train",
         "course/sweeps.py": "from llm.course.widgets import lab",
@@ -196,7 +197,7 @@ def test_each_room_says_who_lives_there(room):
     there = {p.name for p in room.parent.iterdir() if p.suffix in (".py", ".js")} - {"__init__.py"}
     named = set(re.findall(r"`([\w.]+\.(?:py|js))`", said))
     if room.parent == ROOT / "llm":  # the lesson, in the order of reading
-        there = {"lora.py", "model.py", "loss.py", "training.py", "tokenizer.py", "spectra.py"}
+        there = {"lora.py", "model.py", "loss.py", "training.py", "tokenizer.py", "spectra.py", "quantize.py"}
     assert there <= named, f"{room.parent.name}/__init__.py does not name {there - named}"
     assert all((room.parent / name).exists() for name in named if "/" not in name)
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn as nn
 
 from llm.lora import lora_layers, places
+from llm.quantize import Linear4bit
 
 
 def fingerprint(model: nn.Module, through: torch.dtype | None = None) -> str:
@@ -15,14 +16,21 @@ def fingerprint(model: nn.Module, through: torch.dtype | None = None) -> str:
     all of them, and to read all 13.7 M would cost more than a swap. Values are rounded to bfloat16, so that weights
     shipped in fp16 have one fingerprint in fp16, fp32 and bf16. Weights that were shipped finer have another one in
     fp16, as they are rounded twice there: `through=torch.float16` gives it.
+    A layer in four bits counts by its scheme and its blocks' absmaxes, which are as coarse: so a quantised base is
+    another one than its original, and the same whether float32 or bfloat16 was quantised (but if absmax is, too).
     """
     named = {
         f"{path}.{name}".removeprefix("."): p
         for module, paths in places(model).items()
-        for name, p in module.named_parameters(recurse=False, remove_duplicate=False)
+        for name, p in (*module.named_parameters(recurse=False, remove_duplicate=False), *_of_four_bits(module))
         for path in paths
     }
     return _digits(_of_base(named, lora_layers(model)), through)
+
+
+def _of_four_bits(module):
+    """What stands for the weights of a quantised layer, which are no parameter."""
+    return [(module.scheme, module.scales())] if isinstance(module, Linear4bit) else []
 
 
 def _of_base(parameters, layers):

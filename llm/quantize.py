@@ -1,0 +1,223 @@
+"""Four bits a weight: NF4 and its rivals, and a frozen linear layer that keeps nothing else (Dettmers et al. 2023, arXiv 2305.14314).
+
+    W[i] = absmax of i's block * levels[code of i]        16 levels from -1 to 1, blocks of 64
+
+Needs torch and `lora.py`. LoRA goes over such a layer as over any other: that is QLoRA.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from llm.lora import LoraLinear, chosen_linears, places, refuse_lone_layer, replace_layers
+
+BLOCK, NESTED_BLOCK = 64, 256  # weights that share an absmax; absmaxes that share one
+# The outermost quantile: halfway between those that cut off half of one bin in 16, and half of one in 15. In float32,
+# as all of this, for the published levels were made so.
+OFFSET = 0.9677083
+
+
+def nf4_levels() -> torch.Tensor:
+    """The 16 levels of 4-bit NormalFloat, (16,) float32: quantiles of a normal, each half scaled to end at 1.
+
+    Zero takes one of 16 codes, so 15 are left: 8 above it and 7 below. Section 3 of the paper; equal to the
+    published table, digit for digit.
+    """
+    above, below = (torch.special.ndtri(torch.linspace(0.5, OFFSET, n + 1).double()).float() for n in (8, 7))
+    return torch.cat((-below[1:].flip(0), above)) / above[-1]
+
+
+def fp4_levels() -> torch.Tensor:
+    """The levels of a 4-bit floating-point number, E2M1: a sign, two bits of exponent, one of fraction; over the largest.
+
+    Two of the 16 codes are zero. (bitsandbytes' own "fp4" differs in one: 0.0052 stands where E2M1 has 0.0833.)
+    """
+    above = [(e > 0) * 2.0**e + m * 2.0 ** max(e, 1) / 2 for e in range(4) for m in range(2)]  # at e = 0 no leading 1
+    return torch.tensor([-x for x in above[::-1]] + above) / above[-1]
+
+
+def int4_levels() -> torch.Tensor:
+    """Whole numbers from -7 to 7, over 7: levels at equal distances. Two of the 16 codes are zero."""
+    return torch.tensor([*range(-7, 1), *range(8)]) / 7
+
+
+FORMATS: dict[str, Callable[[], torch.Tensor]] = {"nf4": nf4_levels, "fp4": fp4_levels, "int4": int4_levels}
+
+
+def dynamic_levels() -> torch.Tensor:
+    """256 levels for absmaxes, (256,): for each power of ten up to 1 twice as many, on either side of zero.
+
+    The 8-bit type of Dettmers 2015 (arXiv 1511.04561), as bitsandbytes has it.
+    """
+    edges = [torch.linspace(0.1, 1, 2**i + 1) for i in range(7)]
+    above = torch.cat([10.0 ** (i - 6) * ((e[:-1] + e[1:]) / 2) for i, e in enumerate(edges)])
+    return torch.cat((-above, above, torch.tensor([0.0, 1.0]))).sort().values
+
+
+def quantize_blocks(values: torch.Tensor, levels: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each of `values` (n,) as the index of the level nearest to value / absmax, with the absmax of each block.
+
+    Returns codes (n,), int32, and absmax (blocks,), float32; the last block may be shorter.
+    """
+    rows = F.pad(values.float(), (0, -len(values) % block)).view(-1, block)  # (blocks, block)
+    absmax = rows.abs().amax(1)
+    # times the inverse, as bitsandbytes has it: a division would round some to the other side of a border
+    scaled = (rows * (1 / absmax.clamp(min=1e-38))[:, None]).clamp(-1, 1)
+    return torch.bucketize(scaled, (levels[1:] + levels[:-1]) / 2, out_int32=True).flatten()[: len(values)], absmax
+
+
+def dequantize_blocks(codes: torch.Tensor, absmax: torch.Tensor, levels: torch.Tensor, block: int) -> torch.Tensor:
+    """The values (n,) that codes (n,) stand for, float32."""
+    rows = F.pad(levels[codes.long()], (0, -len(codes) % block)).view(-1, block)
+    return (rows * absmax[:, None]).flatten()[: len(codes)]
+
+
+def bits_per_weight(block: int = BLOCK, double: bool = False) -> float:
+    """What a weight takes with its share of the scales: its code, and an absmax for each block.
+
+    An absmax is a float32; under double quantisation 8 bits, and a float32 for each 256 of them.
+    """
+    return 4 + ((8 + 32 / NESTED_BLOCK) if double else 32) / block
+
+
+class Linear4bit(nn.Linear):
+    """A frozen linear layer whose weights are four bits each: x (..., in) -> (..., out).
+
+    `weight` (out, in) is worked out at each call, in the dtype of the layer that was quantised, and kept by nobody: a
+    forward pass and its backward each have it for the time of their product. The input gets its gradient, the weight
+    none. state_dict: `codes`, two a byte, `absmax`, float32 or uint8, and what the latter needs; never W.
+    double: whether absmax is quantised, too (section 3 of the paper). The bias stays as it was.
+    Raises ValueError for an unknown format, a block that makes no sense, and weights that are packed or not finite.
+    """
+
+    def __init__(self, linear: nn.Linear, format: str = "nf4", block: int = BLOCK, double: bool = False):
+        nn.Module.__init__(self)  # nn.Linear's would make a weight
+        refuse_misfit(linear, format, block)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.format, self.block, self.double = format, block, double
+        W = linear.weight.detach()
+        self.register_buffer("like", W.new_empty(0), persistent=False)  # knows dtype and device, wherever it is moved
+        self.register_buffer("levels", FORMATS[format]().to(W.device), persistent=False)
+        codes, absmax = quantize_blocks(W.flatten(), self.levels, block)
+        self.register_buffer("codes", pack(codes, zero=int((self.levels == 0).nonzero()[0])))
+        if double:  # absmaxes are all positive: without their mean they use both sides of zero
+            self.register_buffer("nested_offset", absmax.mean())
+            nested, scale = quantize_blocks(absmax - self.nested_offset, dynamic_levels().to(W.device), NESTED_BLOCK)
+            self.register_buffer("nested_absmax", scale)
+            absmax = nested.to(torch.uint8)
+        self.register_buffer("absmax", absmax)
+        self.bias = linear.bias
+        self.train(linear.training)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = _Product.apply(x, self)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """W (out, in), as the codes have it: a new tensor at each call."""
+        with torch.no_grad():
+            pairs = torch.cartesian_prod(self.levels, self.levels)  # (256, 2): what each byte stands for
+            rows = F.embedding(self.codes.int(), pairs).flatten()
+            n = self.in_features * self.out_features
+            rows = F.pad(rows[:n], (0, -n % self.block)).view(-1, self.block)
+            W = (rows * self.scales()[:, None]).flatten()[:n].view(self.out_features, self.in_features)
+            return W.to(self.like.dtype)
+
+    def scales(self) -> torch.Tensor:
+        """The absmax of each block, (blocks,) float32."""
+        if not self.double:
+            return self.absmax
+        levels = dynamic_levels().to(self.absmax.device)
+        return dequantize_blocks(self.absmax, self.nested_absmax, levels, NESTED_BLOCK) + self.nested_offset
+
+    @property
+    def scheme(self) -> str:
+        """How it is quantised, in a word: "nf4", "nf4-double", "int4-32"."""
+        return self.format + f"-{self.block}" * (self.block != BLOCK) + "-double" * self.double
+
+    def _apply(self, fn, recurse=True):
+        """A move takes all along; another dtype is for W and the bias alone: the scales stay float32."""
+        fine = {name: b for name, b in self._buffers.items() if name != "like"}
+        super()._apply(fn, recurse)
+        for name, kept in fine.items():
+            if (now := self._buffers[name]).dtype != kept.dtype:
+                self._buffers[name] = kept.to(now.device)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self.scheme}"
+
+
+class _Product(torch.autograd.Function):
+    """x @ W.T with W worked out again for the backward pass, instead of being kept for it."""
+
+    @staticmethod
+    def forward(ctx, x, layer):
+        ctx.layer = layer
+        return F.linear(x, layer.weight.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad @ ctx.layer.weight.to(grad.dtype), None  # (..., out) @ (out, in)
+
+
+def pack(codes: torch.Tensor, zero: int = 0) -> torch.Tensor:
+    """Codes (n,) of 0 to 15, two in a byte, the first in its upper half; `zero` fills the last byte of an odd number."""
+    first, second = F.pad(codes, (0, len(codes) % 2), value=zero).to(torch.uint8).view(-1, 2).unbind(1)
+    return first << 4 | second
+
+
+def unpack(packed: torch.Tensor) -> torch.Tensor:
+    """The codes in bytes (n,), as (2n,) of 0 to 15."""
+    return torch.stack((packed >> 4, packed & 15), 1).flatten()
+
+
+def refuse_misfit(linear: nn.Linear, format: str, block: int) -> None:
+    """Raise ValueError unless the weights of `linear` can be quantised so."""
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}")
+    if block < 1:
+        raise ValueError(f"block={block} makes no sense: give how many weights share an absmax")
+    if isinstance(linear, Linear4bit) or not linear.weight.is_floating_point():
+        raise ValueError("the weights are packed already: quantise the model as it was")
+    if not linear.weight.isfinite().all():
+        raise ValueError("the weights hold NaN or infinity, which no block can be scaled by")
+
+
+def quantize(
+    model: nn.Module,
+    format: str = "nf4",
+    block: int = BLOCK,
+    double: bool = False,
+    targets: str | Iterable[str] | Callable[[str], bool] | None = None,
+    skip: str | Iterable[str] | None = None,
+) -> nn.Module:
+    """Replace the linear layers of `model` by `Linear4bit`; returns the same model.
+
+    targets and skip choose as those of `apply_lora` do: None is every linear but the output head. What is no linear,
+    embeddings and norms, stays as it is. Raises ValueError when the model wears LoRA layers, when nothing matches, and
+    as `Linear4bit` does; the model is then as it was.
+    """
+    refuse_lone_layer(model)
+    if any(isinstance(m, LoraLinear) for m in model.modules()):
+        raise ValueError("this model has LoRA layers: quantise the base, then apply_lora(model)")
+    linears = chosen_linears(model, targets, skip)
+    for layer, (path, *_) in linears.items():
+        try:
+            refuse_misfit(layer, format, block)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    return replace_layers(model, {layer: Linear4bit(layer, format, block, double) for layer in linears})
+
+
+def four_bit_layers(model: nn.Module) -> dict[str, Linear4bit]:
+    """The quantised layers of `model`, with LoRA around them or without, by the path at which each stands first."""
+    return {paths[0]: m for m, paths in places(model).items() if isinstance(m, Linear4bit)}
+
+
+def scheme_of(model: nn.Module) -> str | None:
+    """How `model` is quantised, in a word, or several with + between them; None for a model that is not."""
+    return "+".join(sorted({layer.scheme for layer in four_bit_layers(model).values()})) or None
