@@ -213,6 +213,22 @@ def quantize(
     return replace_layers(model, {layer: Linear4bit(layer, format, block, double) for layer in linears})
 
 
+@torch.no_grad()
+def dequantize(model: nn.Module) -> nn.Module:
+    """Replace every `Linear4bit` of `model` by a plain linear layer with its weights; returns the same model.
+
+    What rounding took does not come back: the weights are those that the codes stand for.
+    """
+    refuse_lone_layer(model)
+    return replace_layers(model, {layer: _dense(layer) for layer in four_bit_layers(model).values()})
+
+
+def _dense(layer):
+    linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    linear.weight, linear.bias = nn.Parameter(layer.weight, requires_grad=False), layer.bias
+    return linear.train(layer.training)
+
+
 def four_bit_layers(model: nn.Module) -> dict[str, Linear4bit]:
     """The quantised layers of `model`, with LoRA around them or without, by the path at which each stands first."""
     return {paths[0]: m for m, paths in places(model).items() if isinstance(m, Linear4bit)}
@@ -221,3 +237,16 @@ def four_bit_layers(model: nn.Module) -> dict[str, Linear4bit]:
 def scheme_of(model: nn.Module) -> str | None:
     """How `model` is quantised, in a word, or several with + between them; None for a model that is not."""
     return "+".join(sorted({layer.scheme for layer in four_bit_layers(model).values()})) or None
+
+
+def read_scheme(scheme: str) -> dict:
+    """The options of `quantize` that give layers of this scheme: "int4-32" -> format int4, block 32, double False.
+
+    Raises ValueError for a word that is none.
+    """
+    format, *rest = scheme.removesuffix("-double").split("-")
+    if format not in FORMATS or len(rest) > 1 or not all(part.isdecimal() for part in rest):
+        raise ValueError(
+            f"there is no scheme {scheme!r}: choose one of {', '.join(FORMATS)}, with -double for absmaxes in 8 bits"
+        )
+    return dict(format=format, block=int(rest[0]) if rest else BLOCK, double=scheme.endswith("-double"))

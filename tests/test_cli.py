@@ -162,7 +162,7 @@ def test_every_option_reaches_the_run(tiny, monkeypatch):
     asked = []
     monkeypatch.setattr(runs, "begin", lambda *args: asked.append(args) or (_ for _ in ()).throw(SettingError("x")))
     given = dict(rank=3, alpha=5.0, scaling="alpha/sqrt(r)", targets="mlp", steps=7, lr=0.25, rows=9, block=11, seed=13)
-    given |= dict(start="paper", dropout=0.5)
+    given |= dict(start="paper", dropout=0.5, quantize="nf4")
     options = [part for key, value in given.items() for part in (f"--{key}", str(value))]
     assert main(["finetune", "text.txt", "--base", tiny, "--out", "o", "--dtype", "bfloat16", *options]) == 1
     [(settings, out, device, group)] = asked
@@ -304,6 +304,34 @@ def test_merge_writes_a_base_that_says_what_base_and_adapter_said(tiny, made, ca
     assert code == 1 and err == "error: whole is in use: choose another --out, or move it away\n"
 
 
+def test_an_adapter_over_four_bits_is_made_used_and_merged_over_the_same_four_bits(tiny, made, capsys):
+    argv = ["finetune", "text.txt", "--base", tiny, "--steps", "3", "--lr", "0.5", *QUICK]
+    assert said(capsys, *argv, "--out", "small", "--quantize", "nf4-double")[0] == 0
+    assert json.loads(Path("small/run.json").read_text())["quantize"] == "nf4-double"
+    code, out, err = said(capsys, "adapters", "small", made, "small", "--base", tiny)  # each over its own
+    assert code == 0 and not err and out.count(f"fits {tiny}") == 3 and out.count("quantised to nf4-double") == 2
+    asked = ["generate", "The cat", "--temperature", "0", "--max-new-tokens", "9"]
+    one = said(capsys, *asked, "--adapter", "small")
+    assert one[0] == 0 and one == said(capsys, *asked, "--adapter", "small", "--base", tiny)
+    Path("small/run.json").unlink()  # the adapter says it by itself
+    assert one == said(capsys, *asked, "--adapter", "small", "--base", tiny)
+    assert said(capsys, "merge", "small", "--base", tiny, "--out", "whole")[0] == 0
+    assert said(capsys, *asked, "--base", "whole") == one
+    whole = load_file("whole/model.safetensors")
+    assert whole["transformer.h.0.mlp.c_fc.weight"].dtype == torch.float32
+
+
+def test_a_stopped_run_over_four_bits_goes_on_over_four_bits(tiny, capsys, monkeypatch):
+    argv = ["finetune", "text.txt", "--base", tiny, "--out", "out", "--steps", "3", "--quantize", "nf4", *QUICK]
+    with monkeypatch.context() as patched:
+        patched.setattr(Stop, "__init__", lambda self: setattr(self, "signal", signal.SIGINT))
+        assert said(capsys, *argv)[0] == 130
+    assert said(capsys, "finetune", "--resume", "--out", "out")[0] == 0
+    assert said(capsys, *argv[:4], "--out", "whole", *argv[6:])[0] == 0
+    one, other = (load_file(f"{name}/{TENSORS}") for name in ("whole", "out"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
 # errors
 
 
@@ -313,6 +341,10 @@ BAD = [
     (["finetune", "records", "--device", "tpu"], "there is no device 'tpu' here: choose one of cpu"),
     (["finetune", "records", "--device", "cpu:x"], "there is no device 'cpu:x' here"),
     (["finetune", "records", "--dtype", "int8"], "there is no --dtype int8 here: choose one of float32, bfloat16"),
+    (
+        ["finetune", "records", "--quantize", "nf5"],
+        "course cannot be quantised: there is no scheme 'nf5': choose one of nf4",
+    ),
     (["finetune", "records", "--rank", "0"], "rank r=0 does not fit"),
     (["finetune", "--resume", "--out", "nowhere"], "there is nothing to resume in nowhere"),
     (["finetune", "records", "--out", "text.txt"], "text.txt is a file: choose another --out"),

@@ -19,7 +19,7 @@ from llm.course.tasks import ARMS
 from llm.errors import RunError, SettingError, TrainingError
 from llm.finetune import run as runs
 from llm.finetune import settings as settings_of_a_run
-from llm.finetune.resume import NEW_IN_2, read_report, resume
+from llm.finetune.resume import NEW_IN_2, NEW_IN_3, read_report, resume
 from llm.finetune.run import RESUME, begin
 from llm.finetune.settings import Settings
 from llm.finetune.targets import targets_of
@@ -325,11 +325,13 @@ def rewrite(folder, change):
     torch.save(state, folder / RESUME)
 
 
-def test_a_run_that_began_before_versions_start_and_dropout_goes_on_bit_for_bit(stopped, settings, tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_run_that_an_older_version_began_goes_on_bit_for_bit(stopped, settings, tmp_path, version):
     def older(state):
-        for key in ("version", "curve", "losses"):
+        state["version"] = version
+        for key in ("version", "curve", "losses") if version == 1 else ():
             del state[key]
-        for name in NEW_IN_2:
+        for name in (*NEW_IN_2, *NEW_IN_3) if version == 1 else NEW_IN_3:
             del state["settings"][name]
 
     rewrite(stopped, older)

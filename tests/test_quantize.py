@@ -10,16 +10,19 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from peft import PeftModel
-from test_adapters import base, randomise
+from test_adapters import assert_refused, base, randomise
 from test_peft import answer, learn, llama
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
-from llm.adapters import fingerprint, load_adapter, save_adapter
+from llm import bases
+from llm.adapters import fingerprint, inspect_adapter, load_adapter, save_adapter
+from llm.errors import BaseError
 from llm.lora import LoraLinear, apply_lora, lora_disabled, lora_layers, merge_lora, remove_lora
 from llm.quantize import (
     FORMATS,
     Linear4bit,
     bits_per_weight,
+    dequantize,
     dequantize_blocks,
     dynamic_levels,
     four_bit_layers,
@@ -29,6 +32,7 @@ from llm.quantize import (
     pack,
     quantize,
     quantize_blocks,
+    read_scheme,
     scheme_of,
     unpack,
 )
@@ -400,6 +404,43 @@ def test_an_adapter_comes_back_over_the_same_base_quantised_alike(tmp_path):
     randomise(model, 0)
     save_adapter(model, tmp_path)
     torch.testing.assert_close(answer(load_adapter(quantize(base()), tmp_path)), answer(model))
+
+
+def test_an_adapter_knows_how_its_base_was_quantised_and_is_refused_over_another(tmp_path):
+    for name, scheme in {"plain": None, "nf4": {}, "double": dict(double=True)}.items():
+        model = base() if scheme is None else quantize(base(), **scheme)
+        randomise(apply_lora(model, r=2), 0)
+        save_adapter(model, tmp_path / name)
+    assert [inspect_adapter(tmp_path / n).quantized for n in ("plain", "nf4", "double")] == [None, "nf4", "nf4-double"]
+    assert str(inspect_adapter(tmp_path / "nf4")).endswith(", quantised to nf4")
+    assert_refused(tmp_path / "nf4", "that one was quantised to nf4, this model is not quantised", base())
+    assert_refused(tmp_path / "plain", "that one was not quantised, this model is quantised to nf4", quantize(base()))
+    assert_refused(tmp_path / "double", "quantised to nf4-double, this model is quantised to nf4:", quantize(base()))
+    assert_refused(tmp_path / "nf4", "another base .fingerprint", quantize(base(seed=1)))
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "nf4-double", "int4-32", "fp4-128-double"])
+def test_a_scheme_is_read_as_it_is_written(scheme, tiny):
+    assert scheme_of(quantize(base(), **read_scheme(scheme))) == scheme
+    loaded = bases.load(tiny, torch.bfloat16, scheme=scheme).model
+    assert scheme_of(loaded) == scheme and fingerprint(loaded) == fingerprint(bases.load(tiny, scheme=scheme).model)
+
+
+@pytest.mark.parametrize("word", ["nf5", "nf4-x", "nf4-32-64", "double", "int4+nf4", ""])
+def test_a_word_that_is_no_scheme_is_said(word):
+    with pytest.raises(ValueError, match="there is no scheme"):
+        read_scheme(word)
+
+
+def test_a_dequantised_model_is_dense_and_answers_the_same_and_one_in_four_bits_is_not_saved(tmp_path):
+    model = quantize(base(), targets="mlp.c_fc")
+    before = answer(model)
+    with pytest.raises(BaseError, match="layers in four bits"):
+        bases.save(model, tmp_path / "b")
+    assert dequantize(model) is model and not four_bit_layers(model)
+    torch.testing.assert_close(answer(model), before)
+    bases.save(model, tmp_path / "b")
+    assert scheme_of(dequantize(model)) is None
 
 
 def tiny_llama(folder, **changes):

@@ -36,6 +36,7 @@ class Adapter:
     dropout: float
     fingerprint: str | None  # of the base; PEFT writes none
     halved: str | None = None  # of the base in float16, in which a base that was shipped finer has another fingerprint
+    quantized: str | None = None  # how the base was, in a word of `quantize.py`; PEFT says nothing of it
 
     def scale(self, path: str) -> float:
         r, alpha = self.layers[path]
@@ -55,6 +56,8 @@ def write_adapter(adapter: Adapter, folder: Path) -> None:
     metadata = {"format": "pt", "base_fingerprint": adapter.fingerprint, "config": digest(config)}
     if adapter.halved != adapter.fingerprint:
         metadata["base_fingerprint_float16"] = adapter.halved
+    if adapter.quantized:
+        metadata["base_quantized"] = adapter.quantized
     text, data, existed = json.dumps(config, indent=2) + "\n", save(tensors, metadata), folder.exists()
     try:
         if _pending(folder):  # finish what a kill cut short before its staged file is overwritten
@@ -123,7 +126,7 @@ def read_adapter(folder: Path) -> Adapter:
         if is_pointer(path):
             raise AdapterError(f"{path} is a note that Git LFS left in its place: `git lfs pull` brings it") from None
         raise AdapterError(f"{path} is damaged ({error}): {AGAIN}") from None
-    marks = metadata.get("base_fingerprint"), metadata.get("base_fingerprint_float16")
+    marks = (metadata.get(f"base_{mark}") for mark in ("fingerprint", "fingerprint_float16", "quantized"))
     return Adapter(layers, settings.scaling, settings.targets, factors, settings.dropout, *marks)
 
 

@@ -18,6 +18,7 @@ from llm.adapters.folder import CONFIG, TENSORS, Adapter, finite, read_adapter, 
 from llm.adapters.peft_config import ALL_LINEAR, Targets, suffixes
 from llm.errors import AdapterError
 from llm.lora import SCALING, LoraLinear, lora_layers, output_heads, places, refuse_misfit, replace_layers
+from llm.quantize import scheme_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class AdapterInfo:
     parameters: int
     bytes: int  # on disk, both files
     fingerprint: str | None  # of the base it was trained on; an adapter made by PEFT names none
+    quantized: str | None = None  # how that base was quantised: "nf4", "nf4-double"
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -51,7 +53,7 @@ class AdapterInfo:
                 + f", dropout {self.dropout:g}" * (self.dropout > 0),
                 f"{len(self.layers)} layers: " + ", ".join(f"{n} x {kind}" for kind, n in kinds.items()),
                 f"{self.parameters:,} parameters in {self.bytes:,} bytes",
-                f"base {self.fingerprint or 'not named'}",
+                f"base {self.fingerprint or 'not named'}" + f", quantised to {self.quantized}" * bool(self.quantized),
             )
         )
 
@@ -78,7 +80,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
         for path, layer in layers.items()
     }
     [(dropout, _)] = Counter(layer.dropout for layer in layers.values()).most_common(1)
-    marks = fingerprint(model), fingerprint(model, torch.float16)
+    marks = fingerprint(model), fingerprint(model, torch.float16), scheme_of(model)
     adapter = Adapter(kinds, scaling, Targets(sorted(layers)), factors, dropout, *marks)
     for path in sorted(adapter.targets.among(_linears(_modules(model), layers)) - layers.keys()):
         raise AdapterError(f"PEFT takes {path} for a target too, as its path ends in another's: wrap it as well")
@@ -145,6 +147,7 @@ def inspect_adapter(folder: str | Path) -> AdapterInfo:
         parameters=sum(t.numel() for pair in adapter.factors.values() for t in pair),
         bytes=sum(path.stat().st_size for name in (CONFIG, TENSORS) if (path := folder / name).exists()),
         fingerprint=adapter.fingerprint,
+        quantized=adapter.quantized,
     )
 
 
@@ -180,6 +183,14 @@ def _check_base(adapter, model, folder):
     own = fingerprint(model)
     if adapter.fingerprint in (None, own) or own == adapter.halved:
         return
+    if adapter.quantized != (mine := scheme_of(model)):
+        theirs, this = (
+            f"quantised to {scheme[:40]}" if scheme else "not quantised" for scheme in (adapter.quantized, mine)
+        )
+        raise AdapterError(
+            f"{folder} was trained on another base: that one was {theirs}, this model is {this}: load its own base and "
+            "quantise it as that one was"
+        )
     if adapter.fingerprint != fingerprint(model, torch.float16):
         raise AdapterError(
             f"{folder} was trained on another base (fingerprint {adapter.fingerprint[:16]!r}, this model has {own}): "

@@ -13,6 +13,7 @@ from llm.bases.smollm2 import fetch_smollm2
 from llm.bases.transformers_models import is_transformers
 from llm.errors import BaseError
 from llm.model import GPT, GPTConfig
+from llm.quantize import quantize, read_scheme
 from llm.tokenizer import GPT2
 from llm.training import own_loss
 
@@ -20,9 +21,15 @@ TIED = "lm_head.weight", "transformer.wte.weight"
 NAMES = ("course", "smollm2", *gpt2_weights.HUB)
 
 
-def load(name: str | Path = "course", dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Base:
+def load(
+    name: str | Path = "course",
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    scheme: str | None = None,
+) -> Base:
     """The base called `name`: one of `NAMES`, or a folder of the course's, of GPT-2, or of any transformers model.
 
+    scheme: how its linear layers but the head are quantised, a word as `quantize.read_scheme` has it: "nf4".
     Raises BaseError, in one sentence, when it cannot be had, is damaged, or does not fit dtype, device or memory.
     """
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize >= 2):
@@ -31,6 +38,11 @@ def load(name: str | Path = "course", dtype: torch.dtype = torch.float32, device
         base = _load(str(Path(name).expanduser()), dtype)
     except (MemoryError, RuntimeError) as error:
         raise (_no_memory(name) if _is_full(error) else error) from None
+    if scheme:  # before it moves: a device need not hold more than the four bits
+        try:
+            quantize(base.model, **read_scheme(scheme))
+        except ValueError as error:  # `quantize.py` knows none of our errors
+            raise BaseError(f"{name} cannot be quantised: {error}") from None
     try:
         # of a model from elsewhere the weights have their dtype, and its buffers one of their own: rotary angles in 16
         # bits are off by whole turns

@@ -57,6 +57,7 @@ def finetune(
     precision: Annotated[str, Option(metavar="NAME", help="of products: auto, float32, bfloat16")] = Settings.precision,
     accumulate: number("pieces a batch is read in") = Settings.accumulate,
     checkpointing: Annotated[bool, Option("--checkpointing", help="less memory, more time")] = Settings.checkpointing,
+    quantize: Annotated[str | None, Option(metavar="NAME", help="base in 4 bits: nf4, nf4-double")] = Settings.quantize,
     device: Device = "auto",
     resume: Annotated[bool, Option("--resume", help="go on with the run in --out")] = False,
     as_json: AsJson = False,

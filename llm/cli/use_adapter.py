@@ -31,12 +31,13 @@ def generate(
 
     Example: python -m llm generate "To be, or" --adapter adapters/mine
     """
-    from llm.adapters import load_adapter
+    from llm.adapters import inspect_adapter, load_adapter
     from llm.finetune.resume import read_report
     from llm.text.examples import ask
 
     report = read_report(adapter)
-    loaded = _base(base or report.get("base", "course"), dtype, device)
+    scheme = adapter and inspect_adapter(adapter).quantized
+    loaded = _base(base or report.get("base", "course"), dtype, device, scheme)
     if adapter is not None:
         load_adapter(loaded.model, adapter)
     asked = ask(prompt, report.get("join")) if report.get("completes") else prompt
@@ -58,20 +59,21 @@ def adapters(
     Example: python -m llm adapters adapters/* --base course
     """
     from llm.adapters import inspect_adapter, load_adapter
-    from llm.errors import AdapterError
+    from llm.errors import AdapterError, BaseError
     from llm.lora import remove_lora
 
-    loaded, rows = base and _base(base), []
+    loaded, rows = {None: base and _base(base)}, []  # by scheme: an adapter fits the base as it was when it was trained
     for folder in folders:
         row = dict(folder=str(folder), fits=None, error=None)
         try:
             info = inspect_adapter(folder)
             row |= vars(info) | dict(targets=list(info.targets))
-            if loaded:
-                row["fits"] = False
-                remove_lora(load_adapter(loaded.model, folder))
+            if base:
+                row["fits"], scheme = False, info.quantized
+                loaded[scheme] = loaded.get(scheme) or _base(base, scheme=scheme)
+                remove_lora(load_adapter(loaded[scheme].model, folder))
                 row["fits"] = True
-        except AdapterError as error:
+        except (AdapterError, BaseError) as error:
             row["error"] = str(error)
         rows.append(row)
         if not as_json and "r" in row:
@@ -91,20 +93,24 @@ def merge(
     dtype: Dtype = "float32",
     as_json: AsJson = False,
 ):
-    """Merge ADAPTER into its base and write that as a base.
+    """Merge ADAPTER into its base and write that as a base, dense.
 
     Example: python -m llm merge adapters/mine --out build/mine
     """
     from llm import bases
-    from llm.adapters import load_adapter
+    from llm.adapters import inspect_adapter, load_adapter
     from llm.finetune.resume import read_report
     from llm.lora import merge_lora
+    from llm.quantize import dequantize
 
     out = out.expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise fail(f"{out} is in use: choose another --out, or move it away")
-    loaded = _base(base or read_report(adapter).get("base", "course"), dtype)
-    merge_lora(load_adapter(loaded.model, adapter))
+    scheme = inspect_adapter(adapter).quantized
+    loaded = _base(base or read_report(adapter).get("base", "course"), dtype, scheme=scheme)
+    dequantize(
+        merge_lora(load_adapter(loaded.model, adapter))
+    )  # what the adapter was trained over, and not the original
     bases.save(loaded, out)
     if as_json:
         show_json(base=loaded.name, adapter=str(adapter), out=str(out))
@@ -112,7 +118,7 @@ def merge(
         print(f"{loaded.name} with {adapter} is in {out}: python -m llm generate PROMPT --base {out}")
 
 
-def _base(name, dtype="float32", device="cpu"):
+def _base(name, dtype="float32", device="cpu", scheme=None):
     import torch
 
     from llm import bases
@@ -121,4 +127,4 @@ def _base(name, dtype="float32", device="cpu"):
 
     if dtype not in DTYPES:
         raise SettingError(f"there is no --dtype {dtype} here: choose one of {', '.join(DTYPES)}")
-    return bases.load(name, getattr(torch, dtype), best_device(device))
+    return bases.load(name, getattr(torch, dtype), best_device(device), scheme)

@@ -17,6 +17,7 @@ from llm.lora import lora_layers
 NEW_IN_2 = dict(start="chapter", dropout=0.0, skip_long=False) | dict(
     precision="float32", accumulate=1, checkpointing=False
 )
+NEW_IN_3 = dict(quantize=None)
 
 
 def resume(out: Path, given: dict | None = None, device: str = "cpu", group: Group = ALONE) -> Run:
@@ -68,10 +69,12 @@ def _read(out):
         version = state.setdefault("version", 1)
         if version == 1:  # what version 2 added did not exist: this is what was done without it
             state |= dict(curve=[], losses=[], settings=NEW_IN_2 | state["settings"])
+        if version in (1, 2):
+            state["settings"] = NEW_IN_3 | state["settings"]
         types = dict(settings=dict, digests=dict, step=int, factors=dict, optimizer=dict, curve=list, losses=list)
         sound = sound and all(type(state[key]) is kind for key, kind in types.items())
         own, found = {field.name for field in fields(Settings)}, state["settings"].keys()
-        if sound and (version not in (1, VERSION) or own != found):
+        if sound and (version not in (1, 2, VERSION) or own != found):
             raise _of_another_version(out, sorted(own ^ found))
         sound = sound and state["digests"].keys() == {"data", "base"} and 0 <= state["step"]
     except RunError:

@@ -29,7 +29,7 @@ from llm.text.examples import JOIN
 from llm.training import Step, evaluate, make_optimizer, train
 
 RESUME, REPORT = "resume.pt", "run.json"
-VERSION = 2  # of what RESUME holds: 2 has a version, the curve, and the settings of `resume.NEW_IN_2`
+VERSION = 3  # of what RESUME holds: 2 has a version, the curve, and the settings of `resume.NEW_IN_2`, 3 NEW_IN_3
 
 
 @dataclass
@@ -155,7 +155,7 @@ def prepare(settings: Settings, out: Path, device: str = "cpu", group: Group = A
     settings.check()
     if settings.rows < group.size:
         raise SettingError(f"--rows {settings.rows} is less than a row for each of {group.size} processes: give more")
-    base = bases.load(settings.base, getattr(torch, settings.dtype), device)
+    base = bases.load(settings.base, getattr(torch, settings.dtype), device, settings.quantize)
     data = load_dataset(settings.data, base.tokenizer, base.context, settings.block, settings.skip_long)
     if settings.checkpointing:
         base.model.gradient_checkpointing_enable()

@@ -21,7 +21,8 @@ class Settings:
 
     targets: see `targets.py`. start, dropout: see `LoraLinear`. rows: of a batch, in all processes together. block,
     skip_long: see `load_dataset`. precision, accumulate: see `train`. checkpointing: work activations out again in the
-    backward instead of keeping them. lr: None is `COURSE_RATE` for the course's model, `OTHER_RATE` for any other.
+    backward instead of keeping them. quantize: the base's linear layers in four bits, a word as `bases.load` takes it.
+    lr: None is `COURSE_RATE` for the course's model, `OTHER_RATE` for any other.
     """
 
     data: str
@@ -42,6 +43,7 @@ class Settings:
     precision: str = "auto"
     accumulate: int = 1
     checkpointing: bool = False
+    quantize: str | None = None
 
     def check(self) -> None:
         """Raises SettingError with one sentence for the first setting that makes no sense."""
