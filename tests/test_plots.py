@@ -14,6 +14,7 @@ from llm.course import figures
 from llm.course.audit import AuditRow
 from llm.course.figures.canvas import emptied, new_axes, png, spread
 from llm.course.figures.palette import COLOURS
+from llm.course.four_bits import four_bit, rounded, survival
 from llm.course.matrices import MATRICES, approximate, noise, wrapped
 from llm.spectra import decompose
 
@@ -56,7 +57,13 @@ def test_a_figure_drawn_into_again_shows_what_a_new_one_would():
     assert emptied(figure, 9, 9) is figure
 
 
+def in_four_bits(format, block, double):
+    part = rounded(noise(24, 64), format, block, double)
+    return part, {(f, d): {16: (6.0 - d, 0.08), 64: (4.5 - d / 3, 0.1)} for f in ("nf4", "int4") for d in (False, True)}
+
+
 MOVING = {
+    "scheme": [(figures.scheme, in_four_bits(*case)) for case in (("nf4", 64, False), ("int4", 16, True))],
     "spectrum": [
         (figures.spectrum, (decompose(noise(*shape, seed=7)), r)) for shape in ((24, 16), (90, 128)) for r in (1, 64)
     ],
@@ -128,6 +135,24 @@ def test_the_audit_draws_all_numbers_in_grey_and_what_trains_in_its_colour():
     assert [(pytest.approx(y), n, colour) for y, n, colour in bars] == expected
     said = {text.get_text() for text in axes.texts}
     assert {"wte", "9,000 frozen", "400 of 5,000 train", "300 of 300 train"} <= said
+
+
+def test_levels_and_kept_updates_say_what_was_measured():
+    parts = [rounded(noise(24, 64), format) for format in ("nf4", "int4")]
+    titles = [axes.get_title(loc="left") for axes in figures.levels(parts).axes]
+    for part, title in zip(parts, titles):
+        assert f"{part.entropy:.2f} bits, error {part.error:.1%}" in title
+    layer = four_bit(noise(24, 64))
+    part = survival(layer, 0.3 * noise(24, 64, seed=1))
+    [axes] = figures.kept_updates({"as trained": part}).axes
+    assert axes.get_title() == f"as trained\n{part.same:.0%} keep their code; the update is off by {part.off:.0%}"
+
+
+def test_rounding_errors_has_a_line_for_each_format_and_one_for_its_control():
+    by_block = {f: {"weights": [0.1, 0.2], "noise": [0.1, 0.15]} for f in ("nf4", "int4")}
+    left, right = figures.rounding_errors(by_block, [16, 64], {f: {"a": 0.1, "b": 0.2} for f in by_block}).axes
+    assert len(left.lines) == 4 and len(right.lines) == 2
+    assert [text.get_text() for text in right.get_yticklabels()] == ["a", "b"]
 
 
 def test_of_each_rank_the_rows_at_its_best_rate_are_kept():

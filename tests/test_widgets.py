@@ -20,6 +20,7 @@ from llm.course.matrices import noise
 from llm.course.widgets import voices as voices_widget
 from llm.course.widgets.explorer import Explorer, slider
 from llm.course.widgets.matrices import layer_explorer, rank_explorer
+from llm.course.widgets.quantization import rounding_explorer
 from llm.course.widgets.singular_values import delta_explorer
 from llm.course.widgets.targets import targets_explorer
 from llm.course.widgets.voices import Voices
@@ -103,6 +104,23 @@ def test_the_layer_explorer_counts_and_draws_at_every_end():
         seen.add(explorer.image.value)
     explorer.controls["d"].value, explorer.controls["r"].value = 32, 32
     assert "2,048 numbers in A and B for 1,024 in W, 0.5 times fewer" in explorer.text.value
+
+
+def test_the_rounding_explorer_follows_format_block_and_double_quantisation():
+    explorer = rounding_explorer({"one": noise(64, 128), "two": noise(128, 64, seed=1)})
+    assert "nf4 in blocks of 64: 4.500 bits a weight" in explorer.text.value
+    seen = {explorer.image.value}
+    for name, value, says in (
+        ("double", True, "absmaxes in 8 bits: 4.127 bits"),
+        ("block", 16, "in blocks of 16"),
+        ("block", 1024, "in blocks of 1024"),
+        ("format", "int4", "int4 in blocks of 1024"),
+        ("format", "fp4", "fp4 in blocks of 1024"),
+        ("layer", "two", "fp4 in blocks of 1024"),
+    ):
+        explorer.controls[name].value = value
+        assert says in explorer.text.value and explorer.image.value not in seen, name
+        seen.add(explorer.image.value)
 
 
 @pytest.fixture

@@ -218,6 +218,22 @@ def test_06_voices_are_swapped_and_the_footprint_follows(open_notebook, times):
         assert not book.complaints()
 
 
+def test_08_a_scheme_under_the_hand(open_notebook, times):
+    with open_notebook("08_qlora.ipynb") as book:
+        book.run_all()
+        part = explorer(book, "bits a weight, .* off")
+        use_slider(book, part, "block", "in blocks of 16:", "in blocks of 1024:", times)
+        for name, index, says in (("format", 2, "int4 in blocks"), ("format", 1, "fp4 in blocks"), ("layer", 1, "fp4")):
+            before = picture(part)
+            part.get_by_role("combobox", name=name).select_option(index=index)
+            book.wait_for_text(part, says)
+            changed(lambda before=before: picture(part), before)
+        part.get_by_role("checkbox", name="double quantisation").click()
+        book.wait_for_text(part, "absmaxes in 8 bits")
+        book.shot("08")
+        assert not book.complaints()
+
+
 @pytest.mark.parametrize("name", ["04_fine_tune.ipynb", "05_rank_and_savings.ipynb"])
 def test_the_live_lab_trains_stops_answers_saves_and_resets(open_notebook, times, name):
     with open_notebook(name) as book:

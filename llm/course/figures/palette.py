@@ -11,6 +11,7 @@ COLOURS = {
     "control": "#999999",  # noise, chance, the wrong way round
     "prompt": "#E69F00",  # the base with solved examples in its prompt
     "other": "#CC79A7",  # a further arm of a comparison
+    "qlora": "#56B4E9",  # LoRA over a base in four bits
 }
 NAMES = {
     "full": "full fine-tune",
@@ -18,5 +19,11 @@ NAMES = {
     "norm": "final norm only",
     "base": "base",
     "prompt": "base, examples",
+    "qlora": "QLoRA",
 }
+FORMATS = {
+    "nf4": "#332288",
+    "fp4": "#999933",
+    "int4": "#882255",
+}  # Tol's muted set: ways to round, and no method's colour
 SIGNED = "RdBu"  # of a matrix: red below zero, white at zero, blue above

@@ -1,0 +1,42 @@
+"""Numbers about weights that were rounded: shares, errors, and what a second rounding leaves of an update."""
+
+import pytest
+import torch
+
+from llm.course.four_bits import four_bit, relative_error, rounded, survival
+from llm.course.matrices import noise
+from llm.quantize import FORMATS
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_matrix_is_rounded_as_its_layer_is(name, double):
+    W = noise(24, 64)
+    part, layer = rounded(W, name, 32, double), four_bit(W, name, 32, double)
+    assert (
+        part.error
+        == relative_error(W, name, 32, double)
+        == pytest.approx(((layer.weight - W).norm() / W.norm()).item())
+    )
+    assert part.shares.sum().item() == pytest.approx(1) and part.scaled.abs().max() <= 1
+    assert len(part.levels) == len(part.shares) == (16 if name == "nf4" else 15) and part.levels.diff().min() > 0
+
+
+def test_a_level_tells_four_bits_where_all_sixteen_are_used_alike():
+    part = rounded(FORMATS["nf4"]().repeat(4)[None], block=64)
+    assert part.entropy == pytest.approx(4) and part.error == 0
+
+
+def test_the_matrix_is_left_as_it_was():
+    W = noise(24, 64)
+    kept = W.clone()
+    rounded(W), survival(four_bit(W), 0.1 * W)
+    assert torch.equal(W, kept) and not W.requires_grad
+
+
+def test_of_a_tiny_update_nothing_arrives_and_of_a_large_one_nearly_all():
+    layer, update = four_bit(noise(64, 128)), noise(64, 128, seed=1)
+    tiny, large = survival(layer, 0.005 * update), survival(layer, update)
+    assert tiny.same > 0.99 and tiny.arrived < 0.1 and tiny.size == pytest.approx(0.005, rel=0.05)
+    assert large.same < 0.3 and large.arrived > 0.95 and large.off < 0.2
+    assert torch.allclose(large.wanted * layer.weight.std(), update.flatten(), atol=1e-5)
