@@ -300,6 +300,7 @@ OTHERS = dict(
     precision="bfloat16",
     accumulate=2,
     checkpointing=True,
+    quantize="nf4",
 )
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MultipleLocator, NullLocator
 
 from llm.course.figures.canvas import emptied, label_end, new_axes, spread
 from llm.course.figures.palette import COLOURS, FORMATS
@@ -45,19 +45,22 @@ def scheme(found: tuple[Rounded, dict[tuple, tuple[float, float]]], figure: Figu
     figure = emptied(figure, 8.6, 3.2)
     figure.set_layout_engine("none")  # margins by hand: the picture shall not jump
     if not figure.axes:
-        figure.subplots(1, 2, gridspec_kw=dict(left=0.07, right=0.97, top=0.96, bottom=0.16, wspace=0.24))
+        figure.subplots(1, 2, gridspec_kw=dict(left=0.085, right=0.97, top=0.96, bottom=0.16, wspace=0.24))
         for axes in figure.axes:
             axes.spines[["top", "right"]].set_visible(False)
     shape, place = figure.axes
     _levels(shape, part)
     shape.set_xlabel("weight over its block's absmax"), shape.set_ylabel("share at a level")
+    # each name at its smallest block, the dearest one
+    starts = {format: next(iter(points.values()))[1] for (format, double), points in others.items() if not double}
+    heights = dict(zip(starts, spread(list(starts.values()), 0.008)))
     for (format, double), points in others.items():
         bits, errors = [bits - 4 for bits, _ in points.values()], [error for _, error in points.values()]
         mine = (format, double) == (part.format, part.double)
         style = dict(color=FORMATS[format], ls="--" if double else "-", alpha=1.0 if mine else 0.3)
         place.plot(bits, errors, marker="o", ms=3, lw=1.2, **style)
         if not double:
-            place.annotate(TITLES[format], (bits[0], errors[0]), (5, 0), textcoords="offset points", va="center",
+            place.annotate(TITLES[format], (bits[0], heights[format]), (5, 0), textcoords="offset points", va="center",
                            color=FORMATS[format])  # fmt: skip
     place.plot(part.bits - 4, part.error, "o", ms=11, mfc="none", mew=2, color=FORMATS[part.format])
     place.set_xscale("log"), place.set_xlim(0.006, 5)
@@ -90,7 +93,8 @@ def rounding_errors(by_block: dict[str, dict[str, list[float]]], blocks: list[in
     right.set_yticks(range(len(layers)), layers, fontsize=8)
     right.set_ylim(len(layers) - 0.5, -1.4)
     right.set_xlabel("error of each layer, blocks of 64")
-    left.yaxis.set_major_formatter("{x:.0%}"), right.xaxis.set_major_formatter("{x:.1%}")
+    left.yaxis.set_major_formatter("{x:.0%}"), right.xaxis.set_major_formatter("{x:.0%}")
+    right.xaxis.set_major_locator(MultipleLocator(0.01))
     return figure
 
 
