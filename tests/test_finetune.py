@@ -368,6 +368,15 @@ def test_a_run_keeps_its_curve_through_a_stop(settings, tmp_path):
     assert again.curve == whole.curve and again.losses == whole.losses and len(again.curve) == 2
 
 
+def test_a_base_in_four_bits_has_as_many_parameters_as_before_and_keeps_them(settings, tmp_path):
+    run, plain = begin(replace(settings, quantize="nf4"), tmp_path / "out"), begin(settings, tmp_path / "plain")
+    assert run.counts() == plain.counts()
+    before = fingerprint(run.base.model)
+    go(run)
+    assert fingerprint(run.base.model) == before == inspect_adapter(tmp_path / "out").fingerprint
+    assert inspect_adapter(tmp_path / "out").quantized == "nf4"
+
+
 def test_start_and_dropout_reach_the_layers_and_the_folder(settings, tmp_path):
     run = begin(replace(settings, start="paper", dropout=0.25), tmp_path / "out")
     assert {(x.start, x.dropout) for x in lora_layers(run.base.model).values()} == {("paper", 0.25)}

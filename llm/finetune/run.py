@@ -24,6 +24,7 @@ from llm.finetune.targets import targets_of
 from llm.finetune.torchrun import ALONE, Group, guarded
 from llm.lora import apply_lora, lora_layers
 from llm.model import GPTConfig
+from llm.quantize import four_bit_layers
 from llm.text.dataset import Dataset, load_dataset
 from llm.text.examples import JOIN
 from llm.training import Step, evaluate, make_optimizer, train
@@ -79,9 +80,10 @@ class Run:
             (self.out / RESUME).unlink(missing_ok=True)
 
     def counts(self) -> tuple[int, int]:
-        """Parameters that train, and all there are with the adapter's."""
+        """Parameters that train, and all there are with the adapter's, those in four bits among them."""
         sizes = [(p.numel(), p.requires_grad) for p in self.base.model.parameters()]
-        return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
+        packed = sum(x.in_features * x.out_features for x in four_bit_layers(self.base.model).values())
+        return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes) + packed
 
     def heldout(self) -> float:
         """Mean loss in nats a token on text that is not trained on; measured once a step, and kept in `curve`."""
