@@ -18,7 +18,6 @@ from llm.text.records import (
     VERBS,
     Record,
     as_example,
-    fact_batches,
     make_facts,
     make_records,
     record_batches,

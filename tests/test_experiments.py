@@ -13,7 +13,7 @@ from llm.__main__ import main
 from llm.adapters import fingerprint
 from llm.bases import load_base
 from llm.course import sweeps
-from llm.course.sweeps import SWEEPS, Recipe, measure
+from llm.course.experiments import SWEEPS, Recipe, measure
 from llm.course.tasks import ARMS, Task
 from llm.model import GPT, GPTConfig
 from llm.paths import RESULTS
