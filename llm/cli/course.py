@@ -87,25 +87,29 @@ def experiments(
 ):
     """Do the recorded experiments again, or go on with them.
 
-    NAME: rates, ranks, alphas, facts, targets; without one, all.
+    NAME: rates, ranks, alphas, facts, sizes, targets, batches, frozen_a, steps, subspaces, smollm2 and others; without
+    one, all.
 
     Example: python -m llm experiments ranks
     """
     import os
+    from functools import partial
 
     from tqdm import tqdm
 
     from llm import files
-    from llm.course import experiments
+    from llm.course import experiments, subspaces
     from llm.course.figures import at_best_rate, by_rank
     from llm.paths import RESULTS
     from llm.training import best_device
 
     at_once = processes or os.cpu_count() or 1
-    names = names or list(experiments.EXPERIMENTS)
-    left = {name: len(experiments.missing(name)) for name in names}  # an unknown name is refused before the first run
+    names = names or [*experiments.EXPERIMENTS, "subspaces"]
+    # an unknown name is refused before the first run
+    left = {name: len(subspaces.RUNS if name == "subspaces" else experiments.missing(name)) for name in names}
     for name in names:
-        rows = experiments.record(name, processes=at_once, device=str(best_device(device)))
+        record = subspaces.record if name == "subspaces" else partial(experiments.record, name)
+        rows = record(processes=at_once, device=str(best_device(device)))
         for row in tqdm(rows, total=left[name], desc=name, unit="run", mininterval=0):
             tqdm.write(f"{name}  " + "  ".join(f"{k} {v}" for k, v in row.items()), sys.stdout)
             sys.stdout.flush()

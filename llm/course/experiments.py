@@ -4,7 +4,7 @@ A row is one run, described in full, and what it measured, on which device. A st
 """
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -288,15 +288,17 @@ def record(name: str, results: Path = RESULTS, processes: int = 1, device: str =
     """
     path, runs = results / f"{name}.csv", missing(name, results)
     rows, place = files.read_csv(path), {tuple(asdict(run).values()): i for i, run in enumerate(EXPERIMENTS[name])}
-    for run, found in _in_processes(measure, runs, processes, device):
+    for run, found in in_processes(measure, runs, processes, device):
         rows.append(row := asdict(run) | found)
         rows.sort(key=lambda row: place.get(_described(row), -1))  # also when the plan has grown in its middle
         files.write_csv(path, rows)
         yield row
 
 
-def _in_processes(what, runs, processes, device):
-    """(run, what(run)) for each run, as they come."""
+def in_processes(
+    what: Callable[[Recipe, str], object], runs: list[Recipe], processes: int, device: str
+) -> Iterator[tuple[Recipe, object]]:
+    """Run by run, as they come: (run, what(run, device)), in so many processes at a time, a core each."""
     if processes == 1:
         yield from ((run, what(run, device)) for run in runs)
         return
