@@ -61,24 +61,29 @@ def _runs(task: str, method: str, rates: tuple[float, ...], r: int = 8, seeds=SE
     return [Recipe(task, method, lr=lr, seed=s, **said) for lr in rates for s in seeds]
 
 
+def _plays(method, rates, r=8, **said):
+    """On the plays, in batches of 8: half as many tokens as a notebook's step."""
+    return _runs("shakespeare", method, rates, r, rows=8, **said)
+
+
 # 122,880 numbers train in each; q, k and v are one matrix here
 EQUALLY_MANY = {"all": 15, "attention": 40, "mlp": 24, "c_attn": 60}
 
 EXPERIMENTS: dict[str, list[Recipe]] = {
     # how far each method comes at each rate, and what it forgets; ARMS in tasks.py takes its rates from here
     "rates": [
-        *(run for lr in (3e-4, 1e-3, 3e-3) for run in _runs("shakespeare", "full", (lr,))),
-        *_runs("shakespeare", "lora", (3e-3, 1e-2, 3e-2), r=1),
-        *_runs("shakespeare", "lora", (3e-3, 1e-2, 3e-2, 1e-1), r=8),
-        *_runs("shakespeare", "lora", (1e-3, 3e-3, 1e-2, 3e-2), r=64),
-        *_runs("shakespeare", "norm", (1e-2, 3e-2, 1e-1)),
-        *_runs("shakespeare", "full", (3e-4, 1e-3, 3e-3), steps=30),
-        *_runs("shakespeare", "lora", (3e-3, 1e-2, 3e-2, 1e-1), steps=30),
-        *_runs("records", "full", (3e-4, 1e-3, 3e-3), steps=50),
-        *_runs("records", "lora", (1e-3, 3e-3, 1e-2, 3e-2), r=1, steps=50),
-        *_runs("records", "lora", (1e-3, 3e-3, 1e-2, 3e-2), r=8, steps=50),
-        *_runs("records", "lora", (3e-4, 1e-3, 3e-3, 1e-2), r=64, steps=50),
-        *_runs("records", "norm", (1e-2, 3e-2, 1e-1), steps=50),
+        *_plays("full", (3e-4, 1e-3, 3e-3)),
+        *_plays("lora", (3e-3, 1e-2, 3e-2), r=1),
+        *_plays("lora", (3e-3, 1e-2, 3e-2, 1e-1), r=8),
+        *_plays("lora", (1e-3, 3e-3, 1e-2, 3e-2), r=64),
+        *_plays("norm", (3e-2,)),
+        *_plays("full", (3e-4, 1e-3, 3e-3), steps=30),
+        *_plays("lora", (3e-3, 1e-2, 3e-2, 1e-1), steps=30),
+        *_runs("records", "full", (3e-4, 1e-3, 3e-3), steps=30),
+        *_runs("records", "lora", (1e-3, 3e-3, 1e-2, 3e-2), r=1, steps=30),
+        *_runs("records", "lora", (1e-3, 3e-3, 1e-2, 3e-2), r=8, steps=30),
+        *_runs("records", "lora", (3e-4, 1e-3, 3e-3, 1e-2), r=64, steps=30),
+        *_runs("records", "norm", (1e-2, 3e-2, 1e-1), steps=30),
     ],
     # alpha = r, so that alpha/r is 1 at every rank and the rank alone changes
     "ranks": [
@@ -95,7 +100,7 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
         }.items()
         for scaling in SCALING
         for r in (4, 64)
-        for run in _runs("shakespeare", "lora", rates, r, alpha=16.0, scaling=scaling, start=start, steps=30, rows=8)
+        for run in _plays("lora", rates, r, alpha=16.0, scaling=scaling, start=start, steps=30)
     ],
     # the largest rank of "ranks" once more, at gentler rates
     "cooler": [Recipe(r=64, alpha=64, lr=lr, seed=s) for lr in (1e-3, 3e-3) for s in SEEDS],
@@ -133,12 +138,8 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
             for method in ("full", "lora")
             for run in _runs("records", method, (ARMS[method].lr,), steps=50, examples=n)
         ),
-        *(
-            run
-            for n in (16, 256)
-            for method in ("full", "lora")
-            for run in _runs("shakespeare", method, (ARMS[method].lr,), examples=n)
-        ),
+        *_plays("full", (ARMS["full"].lr,), examples=16),
+        *_plays("lora", (ARMS["lora"].lr,), examples=16),
     ],
     # r = 8 for each choice; then as many numbers for each
     "targets": [
@@ -150,30 +151,33 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
         ),
         *(
             run
-            for task, rates, steps in (("facts", (3e-3, 1e-2), 200), ("shakespeare", (1e-2,), 100))
             for t, r in EQUALLY_MANY.items()
-            for run in _runs(task, "lora", rates, r, targets=t, steps=steps)
+            for run in [
+                *_runs("facts", "lora", (3e-3,), r, targets=t, steps=200),
+                *_plays("lora", (1e-2,), r, targets=t),
+            ]
         ),
     ],
     # 6,400 rows in every run, in batches of 16 to 256
     "batches": [
         run
-        for rows in (16, 64, 256)
-        for method, r, rates in (("full", 8, (3e-4, 1e-3, 3e-3)), ("lora", 64, (1e-3, 3e-3, 1e-2)))
+        for rows, full, lora in (
+            (16, (3e-4, 1e-3), (1e-3, 3e-3)),
+            (64, (1e-3, 3e-3), (3e-3, 1e-2)),
+            (256, (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2)),
+        )
+        for method, r, rates in (("full", 8, full), ("lora", 64, lora))
         for run in _runs("facts", method, rates, r, steps=6400 // rows, rows=rows)
     ],
     # A stays as it was drawn: twice as few numbers, and what is lost?
     "frozen_a": [
         *_runs("facts", "lora-fa", (1e-2, 3e-2, 1e-1), r=8, steps=200),
-        *_runs("facts", "lora-fa", (3e-3, 1e-2, 3e-2), r=64, steps=200),
-        *_runs("shakespeare", "lora-fa", (1e-2, 3e-2, 1e-1), r=8),
+        *_plays("lora-fa", (1e-2, 3e-2, 1e-1)),
     ],
-    # how the rank of a full update grows with its steps
+    # how the rank of a full update grows with its steps; of the plays "rates" has 30 and 100 steps
     "steps": [
-        run
-        for task, lengths in (("facts", (10, 30, 100, 200)), ("shakespeare", (10, 30, 100)))
-        for steps in lengths
-        for run in _runs(task, "full", (1e-3,), steps=steps)
+        *(run for steps in (10, 30, 100, 300) for run in _runs("facts", "full", (1e-3,), steps=steps)),
+        *(run for steps in (10, 300) for run in _plays("full", (1e-3,), steps=steps)),
     ],
     # rates and forgetting once more, on a model ten times as large
     "smollm2": [

@@ -21,7 +21,7 @@ from llm.spectra import amplification, overlap
 SMALL, LARGE = 8, 64
 LEADING = (1, 2, 4, 8)  # how many directions are compared
 RUNS = [
-    Recipe("shakespeare", r=r, alpha=r, seed=s, start="paper", precision="bfloat16")
+    Recipe("shakespeare", r=r, alpha=r, seed=s, start="paper", precision="bfloat16", rows=8)
     for r in (4, SMALL, LARGE)  # the paper's own three
     for s in SEEDS
 ]
