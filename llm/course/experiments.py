@@ -93,14 +93,15 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
     ],
     # the same alpha under three conventions, each over a range of learning rates, at a small rank and a large one
     "alphas": [
-        run
+        Recipe(r=r, alpha=16.0, scaling=scaling, lr=lr, steps=40, seed=s, start=start)
         for start, rates in {
             "chapter": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
             "paper": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
         }.items()
         for scaling in SCALING
         for r in (4, 64)
-        for run in _plays("lora", rates, r, alpha=16.0, scaling=scaling, start=start, steps=30)
+        for lr in rates
+        for s in SEEDS
     ],
     # the largest rank of "ranks" once more, at gentler rates
     "cooler": [Recipe(r=64, alpha=64, lr=lr, seed=s) for lr in (1e-3, 3e-3) for s in SEEDS],
