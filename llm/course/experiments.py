@@ -132,7 +132,7 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
             for run in _runs("facts", method, (lr,), r, steps=200, examples=n)
         ),
         *_runs("facts", "lora", (1e-2,), r=1, steps=1000),  # is it room that lacks, or time?
-        *(run for m in ("full", "lora") for run in _runs("records", m, (ARMS[m].lr,), steps=50, examples=16)),
+        *(run for m in ("full", "lora") for run in _runs("records", m, (ARMS[m].lr,), steps=30, examples=16)),
         *_plays("full", (ARMS["full"].lr,), examples=16),
         *_plays("lora", (ARMS["lora"].lr,), examples=16),
     ],
