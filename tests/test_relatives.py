@@ -15,7 +15,18 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from llm.adapters import fingerprint
 from llm.lora import LoraLinear, apply_lora, lora_disabled, lora_layers, merge_lora, remove_lora
 from llm.model import GPT, GPTConfig
-from llm.relatives import METHODS, DoraLinear, Ia3Linear, PissaLinear, disabled, layers_of, merge, method_of, remove
+from llm.relatives import (
+    METHODS,
+    OPTIONS,
+    DoraLinear,
+    Ia3Linear,
+    PissaLinear,
+    disabled,
+    layers_of,
+    merge,
+    method_of,
+    remove,
+)
 from llm.training import evaluate, make_optimizer, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::FutureWarning:transformers")
@@ -538,6 +549,23 @@ def test_a_model_that_comes_trainable_or_frozen_trains_the_same(name):
 def test_the_same_seed_gives_the_same_start(name):
     one, other = prepared(name, seed=3), prepared(name, seed=3)
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters()))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", METHODS)
+def test_an_option_makes_a_difference_where_it_is_heeded_and_nowhere_else(name, option):
+    other = dict(r=3, alpha=5.0, scaling="alpha", targets=["c_fc"], start="paper", dropout=0.5)[option]
+
+    def drawn(**options):
+        model = prepared(name, **dict(r=2) | options).train()
+        torch.manual_seed(1)
+        layers = [getattr(layer, "scale", 0) for layer in layers_of(model).values()]
+        shaken(model)
+        return [p.shape for p in model.parameters()], layers, model(IDX)
+
+    (shapes, scales, answer), (others, other_scales, other_answer) = drawn(), drawn(**{option: other})
+    same = shapes == others and scales == other_scales and torch.equal(answer, other_answer)
+    assert same is (option not in METHODS[name].heeds)
 
 
 def test_lora_by_name_is_apply_lora():

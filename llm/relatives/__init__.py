@@ -16,9 +16,20 @@ IA3; `prefixes.py` what stands before the text. Knows nothing of adapters on dis
 """
 
 from llm.relatives.layers import DoraLinear, Ia3Linear, PissaLinear
-from llm.relatives.methods import METHODS, Method, disabled, layers_of, merge, method_of, remove
+from llm.relatives.methods import METHODS, OPTIONS, Method, disabled, layers_of, merge, method_of, remove
 
 __all__ = [
-    *("METHODS", "DoraLinear", "Ia3Linear", "Method", "PissaLinear", "disabled", "layers_of", "merge", "method_of"),
+    *(
+        "METHODS",
+        "OPTIONS",
+        "DoraLinear",
+        "Ia3Linear",
+        "Method",
+        "PissaLinear",
+        "disabled",
+        "layers_of",
+        "merge",
+        "method_of",
+    ),
     "remove",
 ]

@@ -35,9 +35,10 @@ Kept = dict[str, torch.Tensor]  # the base's own parameters that a method trains
 class Method:
     """One way to fine-tune: what it makes of a base, at which rates it trains, and what it is for.
 
-    source: the paper, by its arXiv number. layer: what it wraps linear layers in, None for those that wrap none. peft: what PEFT calls it, None for what PEFT has
-    not. merges: whether a plain model can say the same afterwards. saves: whether `llm.adapters` writes it in PEFT's format,
-    and PEFT opens it. rates: of one peak learning rate what `train` takes for `lr`.
+    source: the paper, by its arXiv number. layer: what it wraps linear layers in, None for those that wrap none. peft: what
+    PEFT calls it, None for what PEFT has not. merges: whether a plain model can say the same afterwards. saves: whether
+    `llm.adapters` writes it in PEFT's format, and PEFT opens it. heeds: which of OPTIONS mean something to it. rates: makes
+    of one peak learning rate what `train` takes for `lr`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Method:
     peft: str | None = None
     merges: bool = True
     saves: bool = False
+    heeds: tuple[str, ...] = ()
     rates: Callable[[float], LearningRate] = lambda lr: lr
 
     def prepare(
@@ -62,9 +64,8 @@ class Method:
     ) -> nn.Module:
         """Freeze `model` and give it what this method trains; returns the same model.
 
-        The options are those of `apply_lora`, for what is made of LoRA layers; rsLoRA has its own scaling, PiSSA its own
-        start. For prefix and prompt `r` is the number of virtual tokens; IA3, BitFit, norm and full have no options.
-        Raises ValueError when the model is prepared already or an option makes no sense; the model is then as it was.
+        The options are those of `apply_lora`; each method heeds those in `heeds`, and is indifferent to the others. For
+        prefix and prompt `r` is the number of virtual tokens. Raises ValueError when the model is prepared already or an option makes no sense; the model is then as it was.
         """
         if now := method_of(model):
             raise SettingError(f"this model is prepared for {now} already: call remove(model), or load the base again")
@@ -74,6 +75,7 @@ class Method:
         return model
 
 
+OPTIONS = ("r", "alpha", "scaling", "targets", "start", "dropout")  # of `Method.prepare`
 METHODS: dict[str, Method] = {}
 
 
@@ -92,7 +94,11 @@ def loraplus_rates(lr: float, ratio: float = 16.0) -> LearningRate:
     return lambda name: ratio * lr if name.rpartition(".")[2] == "B" else lr
 
 
-_KIN = dict(layer=LoraLinear, saves=True)
+def _but(name):
+    return tuple(option for option in OPTIONS if option != name)
+
+
+_KIN = dict(layer=LoraLinear, saves=True, heeds=OPTIONS)
 
 
 @_method("lora", "the one to begin with: the others are measured against it", "2106.09685", peft="LoraConfig", **_KIN)
@@ -100,61 +106,48 @@ def _lora(model, r, **options):
     apply_lora(model, r, **options)
 
 
-@_method("rslora", "large ranks, whose updates alpha/r makes small", "2312.03732", peft="use_rslora", **_KIN)
+_ROOT = _KIN | dict(peft="use_rslora", heeds=_but("scaling"))
+
+
+@_method("rslora", "large ranks, whose updates alpha/r makes small", "2312.03732", **_ROOT)
 def _rslora(model, r, **options):
     apply_lora(model, r, **options | dict(scaling="alpha/sqrt(r)"))
 
 
-_FASTER_B = dict(peft="create_loraplus_optimizer", rates=loraplus_rates)
-_method("lora+", "a faster B at no price, once the two rates are found", "2402.12354", **_FASTER_B, **_KIN)(_lora)
+_PLUS = _KIN | dict(peft="create_loraplus_optimizer", rates=loraplus_rates)
+_method("lora+", "a faster B at no price, once the two rates are found", "2402.12354", **_PLUS)(_lora)
+
+_FA = _KIN | dict(peft="create_lorafa_optimizer")
 
 
-@_method(
-    "lora-fa",
-    "memory: with A frozen, no wide activation is kept for its gradient",
-    "2308.03303",
-    peft="create_lorafa_optimizer",
-    **_KIN,
-)
+@_method("lora-fa", "memory: with A frozen, no wide activation is kept for its gradient", "2308.03303", **_FA)
 def _lora_fa(model, r, **options):
     for layer in lora_layers(apply_lora(model, r, **options)).values():
         layer.A.requires_grad_(False)
 
 
-@_method(
-    "dora",
-    "small ranks: lengths are learned apart from directions, for longer steps",
-    "2402.09353",
-    layer=DoraLinear,
-    peft="use_dora",
-    saves=True,
-)
+_DORA = _KIN | dict(layer=DoraLinear, peft="use_dora")
+
+
+@_method("dora", "small ranks: lengths are learned apart from directions, for longer steps", "2402.09353", **_DORA)
 def _dora(model, r, **options):
     apply_lora(model, r, kind=DoraLinear, **options)
 
 
-@_method(
-    "pissa",
-    "a faster start: the largest parts of the weights themselves are trained",
-    "2404.02948",
-    layer=PissaLinear,
-    peft='init_lora_weights="pissa"',
-    saves=True,
-)
+_PISSA = dict(layer=PissaLinear, saves=True, peft='init_lora_weights="pissa"', heeds=_but("start"))
+
+
+@_method("pissa", "a faster start: the largest parts of the weights themselves are trained", "2404.02948", **_PISSA)
 def _pissa(model, r, alpha, targets, **options):
     for layer in chosen_linears(model, targets, None):
         refuse_no_parts(layer, alpha)  # all of them before the first is frozen
     apply_lora(model, r, alpha, targets=targets, kind=PissaLinear, **options)
 
 
-@_method(
-    "ia3",
-    "the smallest files, for what the base can nearly do already",
-    "2205.05638",
-    layer=Ia3Linear,
-    peft="IA3Config",
-    saves=True,
-)
+_IA3 = dict(layer=Ia3Linear, saves=True, peft="IA3Config")
+
+
+@_method("ia3", "the smallest files, for what the base can nearly do already", "2205.05638", **_IA3)
 def _ia3(model, r, **_):
     wrapped = {}
     for layer, (path, *_) in places(model).items():
@@ -174,7 +167,10 @@ def _ia3(model, r, **_):
     replace_layers(model.requires_grad_(False), wrapped)
 
 
-@_method("prefix", "one base, a prefix with each request", "2101.00190", peft="PrefixTuningConfig", merges=False)
+_VIRTUAL = dict(merges=False, heeds=("r",))
+
+
+@_method("prefix", "one base, a prefix with each request", "2101.00190", peft="PrefixTuningConfig", **_VIRTUAL)
 def _prefix(model, r, kind=Prefix, **_):
     own = bare(model)
     if not isinstance(own, GPT):
@@ -186,10 +182,10 @@ def _prefix(model, r, kind=Prefix, **_):
     own.requires_grad_(False).prefix = kind(own, r)
 
 
-_NO_WEIGHT = dict(peft="PromptTuningConfig", merges=False)
+_PROMPT = _VIRTUAL | dict(peft="PromptTuningConfig")
 
 
-@_method("prompt", "the same with hardly any numbers, for very large models", "2104.08691", **_NO_WEIGHT)
+@_method("prompt", "the same with hardly any numbers, for very large models", "2104.08691", **_PROMPT)
 def _prompt(model, r, **_):
     _prefix(model, r, Prompt)
 
