@@ -13,7 +13,7 @@ from llm.model import GPT, GPTConfig
 from llm.text import corpora
 from llm.text.batches import UNSEEN
 from llm.text.examples import ask
-from llm.text.records import Record, make_records
+from llm.text.records import Record, make_facts, make_records
 from llm.tokenizer import END_OF_TEXT, decode, encode
 
 SMALL = GPTConfig(block_size=64, n_layer=2, n_head=2, n_embd=16)  # the real vocabulary: answers are text
@@ -100,6 +100,23 @@ def test_the_plays_are_graded_on_held_out_text_after_the_opening_of_a_held_out_s
 def test_forgetting_is_measured_on_held_out_speeches(toy_text):
     batches = tasks.speeches(2)
     assert batches and all(x.min() >= 7000 for x, _ in batches)
+
+
+def test_a_task_of_few_examples_trains_on_these_alone_and_its_held_out_text_is_the_same(toy_text):
+    for name in ("records", "shakespeare"):
+        few = load_task(name, limit=1, examples=5)
+        read = {tuple(row.tolist()) for batch, _ in islice(few.batches(0), 4) for row in batch}
+        other = {tuple(row.tolist()) for batch, _ in islice(few.batches(1), 4) for row in batch}
+        assert len(read) == 5 and len(other) == 5 and not read & other
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(few.heldout, load_task(name, limit=1).heldout))
+
+
+def test_few_facts_are_trained_on_and_asked(toy_text):
+    few = load_task("facts", examples=40)
+    x, y = next(few.batches(0))
+    held = [decode(row.tolist()).split("\n")[0] for batch, _ in few.heldout for row in batch]
+    assert held == [fact.sentence for fact in make_facts(40)]
+    assert {decode(row.tolist()).split("\n")[0] for row in x} <= set(held)
 
 
 def test_an_unknown_task_is_one_sentence_with_the_names_there_are():

@@ -19,8 +19,8 @@ import torch
 
 from llm.adapters import inspect_adapter, save_adapter
 from llm.bases import load_base
+from llm.course.experiments import Recipe
 from llm.course.figures import canvas, training
-from llm.course.sweeps import Recipe
 from llm.course.tasks import load_task, respond
 from llm.course.widgets.explorer import close_parts, live, take_the_place_of_the_last
 from llm.errors import CourseError, SettingError

@@ -9,11 +9,18 @@ from matplotlib.figure import Figure
 from llm.course.figures.canvas import axes_gap, label_end, new_axes, spread
 from llm.course.figures.palette import COLOURS, NAMES
 
+Panels = dict[str, dict[str, list[dict]]]  # {title: {label of a curve: its rows}}
 MEASURES = {
     "after": "held-out loss, nats a token",
     "right": "share of answers that are right",
     "speeches_after": "loss on speeches, nats a token",
     "seconds_a_step": "seconds a step",
+    "rank90": "rank that holds 90 % of the update",
+    "lr": "learning rate",
+    "examples": "different examples",
+    "rows": "rows of a batch",
+    "steps": "steps",
+    "r": "rank r",
 }
 
 
@@ -71,6 +78,68 @@ def by_rank(
         axes.set_title(task)
         axes.set_xlabel("rank r")
     return figure
+
+
+def curves(panels: Panels, x: str, measure: str = "after", level: str | None = None) -> Figure:
+    """A measure over the column x, logarithmic: a point a seed, a line through the medians, a label at its end.
+
+    A curve has its method's colour, the lighter the earlier among those of one method. level: a column, drawn dashed.
+    """
+    figure, all_axes = new_axes(8.6 if len(panels) > 1 else 5.8, 3.6, columns=len(panels))
+    for axes, (title, here) in zip(all_axes, panels.items()):
+        axes.set_xscale("log")
+        lines = {label: grouped(rows, x, measure) for label, rows in here.items()}
+        middles = {label: [median(values) for values in found.values()] for label, found in lines.items()}
+        ticks = sorted({at for found in lines.values() for at in found})
+        if level:
+            base = next(iter(here.values()))[0][level]
+            axes.plot([ticks[0], ticks[-1]], [base, base], color=COLOURS["base"], lw=1.2, ls="--")
+        for (label, found), (colour, shade) in zip(lines.items(), _shades(here)):
+            for at, values in found.items():
+                axes.plot([at] * len(values), values, "o", color=colour, alpha=0.3, ms=4, mec="none")
+            axes.plot(list(found), middles[label], color=colour, alpha=shade, marker="o", ms=4)
+        ends = [middle[-1] for middle in middles.values()] + ([base] if level else [])
+        heights = spread(ends, axes_gap([*middles.values(), ends], ends[0]))
+        for label, colour, y in zip([*here, "base"], [c for c, _ in _shades(here)] + [COLOURS["base"]], heights):
+            label_end(axes, ticks[-1], y, label, colour)
+        axes.set_xticks(ticks, [f"{at:g}" for at in ticks])
+        axes.minorticks_off()
+        axes.set_title(title)
+        axes.set_xlabel(MEASURES[x])
+    all_axes[0].set_ylabel(MEASURES[measure])
+    return figure
+
+
+def frontier(panels: Panels) -> Figure:
+    """What is forgotten over what is learned: a point a learning rate (the median of its seeds), a line from gentle to hot.
+
+    Left and down is better: little loss on the task, little on the speeches. Dashed: what the base loses on them.
+    """
+    figure, all_axes = new_axes(8.6, 4.0, columns=len(panels))
+    for axes, (title, here) in zip(all_axes, panels.items()):
+        for (label, rows), (colour, shade) in zip(here.items(), _shades(here)):
+            middle = [[median(v) for v in grouped(rows, "lr", key).values()] for key in ("after", "speeches_after")]
+            axes.plot(*middle, color=colour, alpha=shade, marker="o", ms=5, label=label)
+        axes.axhline(next(iter(here.values()))[0]["speeches_before"], color=COLOURS["base"], lw=1.2, ls="--")
+        reached = [row["after"] for rows in here.values() for row in rows]
+        if max(reached) > 20 * min(reached):
+            axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_yticks(ticks := [4.5, 5, 6, 8, 12, 20], [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_title(title)
+        axes.set_xlabel(MEASURES["after"])
+    all_axes[0].set_ylabel(MEASURES["speeches_after"])
+    all_axes[-1].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _shades(curves):
+    """(colour, opacity) for each curve: of one method the lighter the earlier."""
+    methods = [rows[0]["method"] for rows in curves.values()]
+    for i, method in enumerate(methods):
+        nth, of = methods[:i].count(method) + 1, methods.count(method)
+        yield COLOURS.get(method, COLOURS["other"]), 1 if of == 1 else 0.35 + 0.65 * (nth - 1) / (of - 1)
 
 
 def rates_by_scaling(rows: list[dict]) -> Figure:
