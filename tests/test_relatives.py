@@ -74,6 +74,14 @@ def close(a, b, atol=1e-5):
     torch.testing.assert_close(a, b, rtol=1e-4, atol=atol)
 
 
+def alike(grad, expected):
+    """Two gradients that differ by rounding alone, as seen from the largest of their numbers."""
+    assert grad.shape == expected.shape
+    assert (grad - expected).abs().max() <= 1e-4 * expected.abs().max(), (
+        grad - expected
+    ).abs().max() / expected.abs().max()
+
+
 # parity with PEFT: the same weights in, the same answers and gradients out
 
 
@@ -102,7 +110,7 @@ def assert_same(ours, theirs, trains=("A", "B")):
     for path in lora_layers(ours):
         for name in trains:
             theirs_is = their_grads[f"base_model.model.{path}.{names[name]}"]
-            close(grads[f"{path}.{name}"], theirs_is.T if theirs_is.ndim > 1 else theirs_is)
+            alike(grads[f"{path}.{name}"], theirs_is.T if theirs_is.ndim > 1 else theirs_is)
     assert len(grads) == len(trains) * len(lora_layers(ours))
 
 
@@ -122,9 +130,7 @@ def test_answers_and_gradients_are_pefts(name, trained):
 def test_on_a_transformers_model_too(name):
     ours = shaken(prepared(name, model=llama(), targets=["q_proj", "down_proj"]))
     theirs = theirs_of(ours, llama, target_modules=["q_proj", "down_proj"], **KIN[name])
-    logits, grads = ours(IDX).logits, len(layers_of(ours))
-    close(logits, theirs(IDX).logits)
-    assert grads == 4
+    assert_same(ours, theirs, ("A", "B", "magnitude") if name == "dora" else ("A", "B"))
 
 
 def test_dora_starts_at_pefts_lengths():
@@ -212,7 +218,7 @@ def test_ia3_answers_and_gradients_are_pefts(make):
     assert len(grads) == len(their_grads) == (4 if gpt else 6)
     for path, layer in layers_of(ours).items():
         expected = their_grads[f"base_model.model.{path}.ia3_l.default"].flatten()
-        close(grads[f"{path}.l"], expected[layer.first :])
+        alike(grads[f"{path}.l"], expected[layer.first :])
 
 
 def gpt2_behind(length):
@@ -245,7 +251,7 @@ def test_prefix_tuning_is_pefts_behind_positions_that_nobody_has():
     expected, _ = graded(theirs.eval())
     close(logits, expected)
     assert grads.keys() == {"prefix.keys", "prefix.values"}
-    close(flat(torch.stack((grads["prefix.keys"], grads["prefix.values"]), 1)), table.grad)
+    alike(flat(torch.stack((grads["prefix.keys"], grads["prefix.values"]), 1)), table.grad)
 
 
 def test_prompt_tuning_is_pefts_behind_positions_that_nobody_has():
@@ -259,7 +265,7 @@ def test_prompt_tuning_is_pefts_behind_positions_that_nobody_has():
     close(logits, expected)
     F.cross_entropy(expected[:, :-1].flatten(0, 1), IDX[:, 1:].flatten()).backward()
     assert grads.keys() == {"prefix.p"}
-    close(grads["prefix.p"], table.grad)
+    alike(grads["prefix.p"], table.grad)
 
 
 def test_bitfits_gradients_are_those_of_a_full_fine_tune():
