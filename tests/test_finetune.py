@@ -154,6 +154,14 @@ def test_the_rate_is_the_courses_for_its_own_model_and_lower_for_another_and_a_r
     assert begin(Settings(text, tiny, lr=0.3, block=8), tmp_path / "c").settings.lr == 0.3
 
 
+@pytest.mark.parametrize(("method", "lr"), [("dora", 1e-3), ("lora+", 1e-3 / 16), ("ia3", 1e-2)])
+def test_a_method_whose_numbers_start_elsewhere_has_a_rate_of_its_own(text, tiny, tmp_path, method, lr):
+    run = begin(Settings(text, tiny, block=8, method=method), tmp_path / "out")
+    assert run.settings.lr == pytest.approx(lr)
+    assert max(group["peak_lr"] for group in run.optimizer.param_groups) == pytest.approx(max(lr, 1e-3))
+    assert begin(Settings(text, tiny, lr=0.3, block=8, method=method), tmp_path / "c").settings.lr == 0.3
+
+
 # going on
 
 

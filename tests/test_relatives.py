@@ -526,6 +526,16 @@ def test_an_output_without_a_direction_is_no_nan():
     assert torch.equal(layer(torch.ones(2, 4)), linear(torch.ones(2, 4)))
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_each_trains_under_autocast_as_it_is_on_a_gpu(name):
+    model = prepared(name).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(IDX[:, :-1], IDX[:, 1:])[1]
+    loss.backward()
+    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+    assert abs(loss.item() - evaluate(model, [(IDX[:, :-1], IDX[:, 1:])])) < 0.05
+
+
 # the registry
 
 

@@ -19,7 +19,7 @@ from llm.adapters import fingerprint, save_adapter
 from llm.adapters.folder import CONFIG
 from llm.bases import Base
 from llm.errors import CourseError, RunError, SettingError
-from llm.finetune.settings import COURSE_RATE, OTHER_RATE, Settings
+from llm.finetune.settings import COURSE_RATE, OTHER_RATE, TIMES, Settings
 from llm.finetune.targets import targets_of
 from llm.finetune.torchrun import ALONE, Group, guarded
 from llm.model import GPTConfig
@@ -167,7 +167,7 @@ def prepare(settings: Settings, out: Path, device: str = "cpu", group: Group = A
     digests = {"data": data.digest, "base": fingerprint(base.model)}
     if settings.lr is None:
         small = getattr(base.model, "config", None) == GPTConfig()
-        settings = replace(settings, lr=COURSE_RATE if small else OTHER_RATE)
+        settings = replace(settings, lr=TIMES.get(settings.method, 1) * (COURSE_RATE if small else OTHER_RATE))
     torch.manual_seed(settings.seed)
     try:
         chosen = dict(targets=targets_of(settings.targets), start=settings.start, dropout=settings.dropout)

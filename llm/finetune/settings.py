@@ -22,6 +22,7 @@ METHODS = (
 # Peak learning rate of LoRA, by the base: the course's own model, as data/results/rates.csv has it, and any other, whose
 # wider layers start hotter.
 COURSE_RATE, OTHER_RATE = 1e-2, 1e-3
+TIMES = {"lora+": 1 / 16, "ia3": 10}  # as high: so that LoRA+'s B has LoRA's rate; IA3's factors start at 1, not at 0
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Settings:
     method: one of METHODS; lr is the rate of A where LoRA+ has two.
     targets: see `targets.py`. start, dropout: see `LoraLinear`. rows: of a batch, in all processes together. block,
     skip_long: see `load_dataset`. precision, accumulate: see `train`. checkpointing: work activations out again in the
-    backward instead of keeping them. lr: None is `COURSE_RATE` for the course's model, `OTHER_RATE` for any other.
+    backward instead of keeping them. lr: None is `COURSE_RATE` for the course's model, `OTHER_RATE` for any
+    other, `TIMES` as high for some methods.
     """
 
     data: str
