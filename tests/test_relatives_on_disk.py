@@ -205,7 +205,7 @@ def test_a_loaded_relative_can_be_silenced_merged_and_removed(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in SAVED])
 def test_what_has_no_place_in_the_format_is_one_sentence(tmp_path, name):
-    with pytest.raises(AdapterError, match=f"what {name} trains has no place in an adapter's folder here: ") as caught:
+    with pytest.raises(AdapterError, match=f"what {name} trains has no place in an adapter's folder: ") as caught:
         save_adapter(prepared(name), tmp_path / "a")
     assert "\n" not in str(caught.value) and not (tmp_path / "a").exists()
 

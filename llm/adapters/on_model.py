@@ -74,9 +74,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
         return ia3.save(model, folder)
     if not layers:
         if method := METHODS.get(method_of(model)):
-            raise AdapterError(
-                f"what {method.name} trains has no place in an adapter's folder here: {_INSTEAD[method.merges]}"
-            )
+            raise AdapterError(f"what {method.name} trains has no place in an adapter's folder: {_WHY[method.merges]}")
         raise AdapterError("this model has no LoRA layers to save: call apply_lora(model) and train it first")
     for path, layer in layers.items():
         own = all(p.isfinite().all() for p in layer.parameters(recurse=False))
@@ -107,7 +105,10 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
     write_adapter(adapter, folder)
 
 
-_INSTEAD = {True: "merge(model), and save it as a base", False: "keep its parameters with torch.save"}
+_WHY = {  # of what no folder takes, by whether it merges
+    True: "it is a part of the base, so merge(model) and save that as a base",
+    False: "PEFT gives virtual tokens positions and here they have none, so keep its parameters with torch.save",
+}
 
 
 def _stored(tensor):
@@ -175,32 +176,24 @@ def inspect_adapter(folder: str | Path) -> AdapterInfo:
     """What the adapter in `folder` holds, with no model needed. Raises AdapterError when `load_adapter` would."""
     folder = Path(folder).expanduser()
     if peft_type(folder) == "IA3":
-        scales = ia3.read(folder)
-        layers, tensors, scaling, dropout = (
-            dict.fromkeys(scales.vectors, (0, 0.0, 0.0)),
-            [*scales.vectors.values()],
-            "",
-            0.0,
-        )
-        named, method = scales.fingerprint, "ia3"
+        adapter = ia3.read(folder)
+        layers, tensors = dict.fromkeys(adapter.vectors, (0, 0.0, 0.0)), list(adapter.vectors.values())
+        said = dict(method="ia3", scaling="", dropout=0.0)
     else:
         adapter = read_adapter(folder)
         layers = {path: (r, alpha, adapter.scale(path)) for path, (r, alpha) in adapter.layers.items()}
         tensors = [t for own in (*adapter.factors.values(), adapter.lengths.values()) for t in own]
-        scaling, dropout, named = adapter.scaling, adapter.dropout, adapter.fingerprint
-        method = "dora" if adapter.lengths else "lora"
+        said = dict(method="dora" if adapter.lengths else "lora", scaling=adapter.scaling, dropout=adapter.dropout)
     [((r, alpha, scale), _)] = Counter(layers.values()).most_common(1)
     return AdapterInfo(
         r=r,
         alpha=alpha,
-        scaling=scaling,
         scale=scale,
         layers=layers,
-        dropout=dropout,
         parameters=sum(t.numel() for t in tensors),
         bytes=sum(path.stat().st_size for name in (CONFIG, TENSORS) if (path := folder / name).exists()),
-        fingerprint=named,
-        method=method,
+        fingerprint=adapter.fingerprint,
+        **said,
     )
 
 
