@@ -162,7 +162,7 @@ def test_every_option_reaches_the_run(tiny, monkeypatch):
     asked = []
     monkeypatch.setattr(runs, "begin", lambda *args: asked.append(args) or (_ for _ in ()).throw(SettingError("x")))
     given = dict(rank=3, alpha=5.0, scaling="alpha/sqrt(r)", targets="mlp", steps=7, lr=0.25, rows=9, block=11, seed=13)
-    given |= dict(start="paper", dropout=0.5)
+    given |= dict(start="paper", dropout=0.5, method="dora")
     options = [part for key, value in given.items() for part in (f"--{key}", str(value))]
     assert main(["finetune", "text.txt", "--base", tiny, "--out", "o", "--dtype", "bfloat16", *options]) == 1
     [(settings, out, device, group)] = asked
@@ -268,6 +268,22 @@ def test_a_prompt_gets_the_line_break_that_the_rows_had_and_no_second_one(tiny, 
     for argv in (["7", "--adapter", "rows"], ["7\n", "--adapter", "rows"], ["7", "--adapter", "text"], ["7"]):
         assert main(["generate", *argv, *(["--base", tiny] if len(argv) == 1 else [])]) == 0
     assert asked == ["7\n", "7\n", "7", "7"]
+
+
+@pytest.mark.parametrize("method", ["lora+", "dora", "pissa", "ia3"])
+def test_another_methods_adapter_speaks_is_shown_and_merges(tiny, capsys, method):
+    rest = QUICK[4:] if method == "ia3" else QUICK
+    argv = ["finetune", "text.txt", "--base", tiny, "--out", "made", "--steps", "3", "--lr", "0.1", *rest]
+    assert said(capsys, *argv, "--method", method)[0] == 0
+    assert json.loads((Path("made") / "run.json").read_text())["method"] == method
+    code, out, _ = said(capsys, "adapters", "made", "--base", tiny)
+    first = {"dora": "DoRA, rank 2", "pissa": "rank 4", "ia3": "IA3", "lora+": "rank 2"}[method]
+    assert code == 0 and out.splitlines()[1].startswith(first) and f"fits {tiny}" in out
+    ask = ["generate", "The cat", "--temperature", "0", "--max-new-tokens", "8"]
+    code, spoken, _ = said(capsys, *ask, "--adapter", "made")
+    assert code == 0 and spoken != said(capsys, *ask, "--base", tiny)[1]
+    assert said(capsys, "merge", "made", "--out", "merged")[0] == 0
+    assert said(capsys, *ask, "--base", "merged")[1] == spoken
 
 
 def test_adapters_shows_each_and_whether_it_fits(tiny, stranger, made, capsys):

@@ -59,7 +59,7 @@ def adapters(
     """
     from llm.adapters import inspect_adapter, load_adapter
     from llm.errors import AdapterError
-    from llm.lora import remove_lora
+    from llm.relatives import remove
 
     loaded, rows = base and _base(base), []
     for folder in folders:
@@ -69,7 +69,7 @@ def adapters(
             row |= vars(info) | dict(targets=list(info.targets))
             if loaded:
                 row["fits"] = False
-                remove_lora(load_adapter(loaded.model, folder))
+                remove(load_adapter(loaded.model, folder))
                 row["fits"] = True
         except AdapterError as error:
             row["error"] = str(error)
@@ -98,13 +98,13 @@ def merge(
     from llm import bases
     from llm.adapters import load_adapter
     from llm.finetune.resume import read_report
-    from llm.lora import merge_lora
+    from llm.relatives import merge as merge_into
 
     out = out.expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise fail(f"{out} is in use: choose another --out, or move it away")
     loaded = _base(base or read_report(adapter).get("base", "course"), dtype)
-    merge_lora(load_adapter(loaded.model, adapter))
+    merge_into(load_adapter(loaded.model, adapter))
     bases.save(loaded, out)
     if as_json:
         show_json(base=loaded.name, adapter=str(adapter), out=str(out))
