@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llm.course import tasks
-from llm.course.tasks import ARMS, WIDTH, answers, final_norm_only, load_task, score
+from llm.course.tasks import ARMS, WIDTH, answers, load_task, score
 from llm.loss import IGNORE
 from llm.model import GPT, GPTConfig
 from llm.text import corpora
@@ -54,7 +54,7 @@ def test_the_lora_arm_has_scale_1_and_every_arm_starts_as_its_base():
 
 def test_the_control_trains_the_final_norm_whatever_trained_before():
     for ready in (True, False):
-        model = final_norm_only(GPT(SMALL).requires_grad_(ready))
+        model = ARMS["norm"].prepare(GPT(SMALL).requires_grad_(ready))
         names = [name for name, p in model.named_parameters() if p.requires_grad]
         assert names == ["transformer.ln_f.weight", "transformer.ln_f.bias"]
 

@@ -17,8 +17,9 @@ from llm.adapters import fingerprint
 from llm.course.tasks import ARMS, answers, load_task, score, speeches
 from llm.errors import SettingError, TrainingError
 from llm.finetune.targets import targets_of
-from llm.lora import SCALING, apply_lora, lora_layers
+from llm.lora import SCALING, lora_layers
 from llm.paths import RESULTS
+from llm.relatives import METHODS
 from llm.text.batches import UNSEEN
 from llm.text.records import FACTS, make_facts, make_records
 from llm.training import evaluate, train
@@ -28,9 +29,8 @@ SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class Recipe:
-    """One fine-tune, described in full; r to targets and start are LoRA's own.
+    """One fine-tune, described in full; method: one of `relatives.METHODS`, which says what it takes of r to start.
 
-    method: an arm of `tasks.ARMS`, or "lora-fa", LoRA whose random A stays as it is (Zhang et al. 2023, arXiv 2308.03303).
     rows of a batch and different examples: 0 is as many as the task has by itself (`load_task`).
     """
 
@@ -187,16 +187,11 @@ def trained(run: Recipe, device: str = "cpu") -> tuple[torch.nn.Module, float]:
     torch.manual_seed(run.seed)
     base = bases.load(run.model)
     model, task = base.model, _task(run)
-    if run.method in ("lora", "lora-fa"):
-        apply_lora(model, run.r, run.alpha, run.scaling, targets=targets_of(run.targets), start=run.start)
-    else:
-        ARMS[run.method].prepare(model)
-    if run.method == "lora-fa":
-        for layer in lora_layers(model).values():
-            layer.A.requires_grad_(False)
+    method = METHODS[run.method]
+    method.prepare(model, run.r, run.alpha, run.scaling, targets_of(run.targets), run.start)
     model.to(device)  # wrapped before, by the processor's random numbers: a GPU's are others
     seconds = []
-    how = dict(steps=run.steps, lr=run.lr, precision=run.precision, loss=base.loss)
+    how = dict(steps=run.steps, lr=method.rates(run.lr), precision=run.precision, loss=base.loss)
     try:
         for step in train(model, task.batches(run.seed), **how):
             seconds.append(step.seconds)

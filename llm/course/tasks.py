@@ -20,6 +20,7 @@ from llm.finetune.settings import COURSE_RATE
 from llm.lora import apply_lora
 from llm.loss import IGNORE
 from llm.model import GPT
+from llm.relatives import METHODS
 from llm.text import corpora
 from llm.text.batches import UNSEEN, Batch, batches, heldout_batches
 from llm.text.examples import ask, pad
@@ -84,13 +85,6 @@ def speeches(limit: int = 4, tokenizer: Tokenizer = GPT2, block: int = 64) -> li
     return heldout_batches(text, block=block, limit=limit, begin=tokenizer.begin)
 
 
-def final_norm_only(model: nn.Module) -> nn.Module:
-    """Freeze all but the final norm's gain and shift: the cheap control. Returns the same model."""
-    model.requires_grad_(False)
-    model.transformer.ln_f.requires_grad_(True)
-    return model
-
-
 def _after(first: Batch, second: Batch) -> Batch:
     """The left half of each row of `first`, then that of `second`, which alone is graded."""
     half = first[0].size(1) // 2
@@ -111,7 +105,7 @@ class Arm:
 ARMS = {
     "full": Arm(lambda model: model.requires_grad_(True), 1e-3),
     "lora": Arm(lambda model: apply_lora(model, r=8, alpha=8, scaling="alpha/r"), COURSE_RATE),
-    "norm": Arm(final_norm_only, 3e-2),
+    "norm": Arm(METHODS["norm"].prepare, 3e-2),  # the cheap control: the final norm's gain and shift
 }
 
 

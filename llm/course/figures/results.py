@@ -1,7 +1,7 @@
 """Recorded sweeps as figures: rows of `data/results/*.csv` in, a point a seed."""
 
 from itertools import product
-from math import log10
+from math import inf, log10
 from statistics import median
 
 from matplotlib.figure import Figure
@@ -83,7 +83,8 @@ def by_rank(
 def curves(panels: Panels, x: str, measure: str = "after", level: str | None = None) -> Figure:
     """A measure over the column x, logarithmic: a point a seed, a line through the medians, a label at its end.
 
-    A curve has its method's colour, the lighter the earlier among those of one method. level: a column, drawn dashed.
+    A curve has its method's colour, the lighter the earlier among those of one method. level: a column, drawn dashed;
+    what is worse than it by far leaves the picture.
     """
     figure, all_axes = new_axes(8.6 if len(panels) > 1 else 5.8, 3.6, columns=len(panels))
     for axes, (title, here) in zip(all_axes, panels.items()):
@@ -99,7 +100,12 @@ def curves(panels: Panels, x: str, measure: str = "after", level: str | None = N
                 axes.plot([at] * len(values), values, "o", color=colour, alpha=0.3, ms=4, mec="none")
             axes.plot(list(found), middles[label], color=colour, alpha=shade, marker="o", ms=4)
         ends = [middle[-1] for middle in middles.values()] + ([base] if level else [])
-        heights = spread(ends, axes_gap([*middles.values(), ends], ends[0]))
+        low = min(min(values) for found in lines.values() for values in found.values())
+        top = base + 0.4 * (base - low) if level else inf
+        if max(y for middle in middles.values() for y in middle) > top:
+            axes.set_ylim(low - 0.1 * (top - low), top)
+        ends = [min(end, top) for end in ends]
+        heights = spread(ends, axes_gap([[low, min(top, max(ends))]], ends[0]))
         for label, colour, y in zip([*here, "base"], [c for c, _ in _shades(here)] + [COLOURS["base"]], heights):
             label_end(axes, ticks[-1], y, label, colour)
         axes.set_xticks(ticks, [f"{at:g}" for at in ticks])
