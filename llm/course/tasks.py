@@ -100,8 +100,8 @@ class Arm:
     lr: float
 
 
-# One rate for both tasks, from data/results/rates.csv (`python -m llm experiments rates`). On the plays LoRA goes lower by 0.09
-# with three times this one, the others gain nothing; on the records three times the rate costs each much of its English.
+# One rate for both tasks, from data/results/rates.csv (`python -m llm experiments rates`). On the plays LoRA goes lower
+# by 0.08 with three times this one; on the records three times the rate costs each method much of its English.
 ARMS = {
     "full": Arm(lambda model: model.requires_grad_(True), 1e-3),
     "lora": Arm(lambda model: apply_lora(model, r=8, alpha=8, scaling="alpha/r"), COURSE_RATE),

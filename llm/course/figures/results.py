@@ -119,19 +119,24 @@ def curves(panels: Panels, x: str, measure: str = "after", level: str | None = N
 def frontier(panels: Panels) -> Figure:
     """What is forgotten over what is learned: a point a learning rate (the median of its seeds), a line from gentle to hot.
 
-    Left and down is better: little loss on the task, little on the speeches. Dashed: what the base loses on them.
+    Left and down is better: little loss on the task, little on the speeches. Dashed: what the base loses on them. A rate
+    at which the task was not learned at all is left out.
     """
     figure, all_axes = new_axes(8.6, 4.0, columns=len(panels))
     for axes, (title, here) in zip(all_axes, panels.items()):
+        first, reached, lost = next(iter(here.values()))[0], [], []
         for (label, rows), (colour, shade) in zip(here.items(), _shades(here)):
-            middle = [[median(v) for v in grouped(rows, "lr", key).values()] for key in ("after", "speeches_after")]
-            axes.plot(*middle, color=colour, alpha=shade, marker="o", ms=5, label=label)
-        axes.axhline(next(iter(here.values()))[0]["speeches_before"], color=COLOURS["base"], lw=1.2, ls="--")
-        reached = [row["after"] for rows in here.values() for row in rows]
+            pairs = zip(*(grouped(rows, "lr", key).values() for key in ("after", "speeches_after")))
+            middle = [(median(after), median(forgot)) for after, forgot in pairs]
+            x, y = zip(*(pair for pair in middle if pair[0] < first["before"]))
+            axes.plot(x, y, color=colour, alpha=shade, marker="o", ms=5, label=label)
+            reached, lost = [*reached, *x], [*lost, *y]
+        axes.axhline(first["speeches_before"], color=COLOURS["base"], lw=1.2, ls="--")
         if max(reached) > 20 * min(reached):
             axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_yticks(ticks := [4.5, 5, 6, 8, 12, 20], [f"{tick:g}" for tick in ticks])
+        ticks = [tick for tick in (4.4, 4.6, 4.8, 5, 5.5, 6, 7, 8, 12, 20) if tick < 1.1 * max(lost)]
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.set_title(title)
         axes.set_xlabel(MEASURES["after"])
