@@ -114,13 +114,14 @@ def apply_lora(
     skip: str | Iterable[str] | None = None,
     start: str = "chapter",
     dropout: float = 0.0,
+    kind: type[LoraLinear] = LoraLinear,
 ) -> nn.Module:
     """Freeze `model`, then replace its linear layers by `LoraLinear`; returns the same model.
 
     targets: which linears, as module paths or their last parts ("c_attn", "mlp.c_fc"), or a function of the path;
     None means every linear that `skip` does not name. skip: None is the output head; a function decides alone.
     A layer that stands in several places is wrapped once, and stands wrapped in all of them.
-    Raises ValueError when the model is wrapped already, when a target matches nothing, or when r does not fit a layer;
+    kind: the class of the wrappers, for one of your own. Raises ValueError when the model is wrapped already, when a target matches nothing, or when r does not fit a layer;
     the model is then as it was.
     """
     if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
@@ -131,7 +132,7 @@ def apply_lora(
     linears = chosen_linears(model, targets, skip)
     for layer in linears:
         refuse_misfit(layer, r, scaling, start, dropout)  # all of them before the first is frozen
-    wrapped = {layer: LoraLinear(layer, r, alpha, scaling, start, dropout) for layer in linears}
+    wrapped = {layer: kind(layer, r, alpha, scaling, start, dropout) for layer in linears}
     model.requires_grad_(False)
     for layer in wrapped.values():
         layer.A.requires_grad_(True)

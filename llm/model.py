@@ -93,6 +93,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self.prefix = None  # what every row has read before its text, without positions (llm/relatives/prefixes.py)
         self.transformer = nn.ModuleDict(
             dict(
                 wte=nn.Embedding(config.vocab_size, config.n_embd),
@@ -145,15 +146,17 @@ class GPT(nn.Module):
 
     def hidden(self, idx, past=None):
         """The final normed states (B, T, C), and each block's keys and values for the next call's `past`."""
-        start = past[0][0].size(2) if past else 0
-        T = idx.size(1)
+        T, virtual = idx.size(1), 0
+        if self.prefix is not None:
+            past, virtual = past or self.prefix(self, idx.size(0)), self.prefix.length
+        start = past[0][0].size(2) - virtual if past else 0
         if start + T > self.config.block_size:
             raise SettingError(f"{start + T} tokens do not fit a context of {self.config.block_size}")
         x = self.transformer.wte(idx) + self.transformer.wpe.weight[start : start + T]  # (B, T, C)
         presents = []
         for i, block in enumerate(self.transformer.h):
-            if self.gradient_checkpointing and self.training and past is None:
-                x, present = checkpoint(block, x, use_reentrant=False)
+            if self.gradient_checkpointing and self.training:
+                x, present = checkpoint(block, x, past[i] if past else None, use_reentrant=False)
             else:
                 x, present = block(x, past[i] if past else None)
             presents.append(present)

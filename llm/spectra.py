@@ -85,6 +85,25 @@ def truncate(matrix: torch.Tensor, r: int) -> torch.Tensor:
     return decompose(matrix).best(r).to(matrix.dtype)
 
 
+def overlap(first: torch.Tensor, second: torch.Tensor, i: int, j: int) -> float:
+    """How much of the span of the first's i leading directions lies in that of the second's j: from 0 to 1.
+
+    first (n, r), second (n, s): their left singular vectors count. ||U_i.T V_j||^2 / min(i, j), Hu et al. 2021, section 7.2.
+    """
+    shared = decompose(first).u[:, :i].T @ decompose(second).u[:, :j]  # (i, j)
+    return (shared.square().sum() / min(i, j)).item()
+
+
+def amplification(weight: torch.Tensor, update: torch.Tensor, r: int) -> float:
+    """How many times as large an update is in its r leading directions as the weight is in them.
+
+    weight, update (m, n): ||update|| / ||U_r.T weight V_r|| in the Frobenius norm, Hu et al. 2021, section 7.3.
+    """
+    parts = decompose(update)
+    there = parts.u[:, :r].T @ weight.detach().double() @ parts.vh[:r].T  # (r, r)
+    return (update.norm() / there.norm()).item()
+
+
 def noise_like(matrix: torch.Tensor, seed: int) -> torch.Tensor:
     """A Gaussian matrix of the same shape and Frobenius norm: what no structure looks like."""
     noise = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

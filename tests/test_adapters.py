@@ -441,7 +441,7 @@ CONFIGS = {
     "a target too few": (dict(target_modules=["c_attn", "c_proj"]), "mlp.c_fc, which .* not name"),
     "a path that is not there": (dict(target_modules=["c_attn", "c_proj", "c_fc", "q_proj"]), "'q_proj', which is no"),
     "an embedding": (dict(target_modules=["c_attn", "c_proj", "c_fc", "wte"]), "'wte', which is no linear"),
-    "another method": (dict(peft_type="IA3"), "peft_type='IA3'"),
+    "another method": (dict(peft_type="LOHA"), "peft_type='LOHA'"),
     "no method": (dict(peft_type=...), "no peft_type"),
     "a method of another type": (dict(peft_type=["LORA"]), "peft_type"),
     "DoRA": (dict(use_dora=True), "use_dora"),

@@ -162,7 +162,7 @@ def test_every_option_reaches_the_run(tiny, monkeypatch):
     asked = []
     monkeypatch.setattr(runs, "begin", lambda *args: asked.append(args) or (_ for _ in ()).throw(SettingError("x")))
     given = dict(rank=3, alpha=5.0, scaling="alpha/sqrt(r)", targets="mlp", steps=7, lr=0.25, rows=9, block=11, seed=13)
-    given |= dict(start="paper", dropout=0.5, quantize="nf4")
+    given |= dict(start="paper", dropout=0.5, quantize="nf4", method="dora")
     options = [part for key, value in given.items() for part in (f"--{key}", str(value))]
     assert main(["finetune", "text.txt", "--base", tiny, "--out", "o", "--dtype", "bfloat16", *options]) == 1
     [(settings, out, device, group)] = asked
@@ -270,6 +270,22 @@ def test_a_prompt_gets_the_line_break_that_the_rows_had_and_no_second_one(tiny, 
     assert asked == ["7\n", "7\n", "7", "7"]
 
 
+@pytest.mark.parametrize("method", ["lora+", "dora", "pissa", "ia3"])
+def test_another_methods_adapter_speaks_is_shown_and_merges(tiny, capsys, method):
+    rest = QUICK[4:] if method == "ia3" else QUICK
+    argv = ["finetune", "text.txt", "--base", tiny, "--out", "made", "--steps", "3", "--lr", "0.1", *rest]
+    assert said(capsys, *argv, "--method", method)[0] == 0
+    assert json.loads((Path("made") / "run.json").read_text())["method"] == method
+    code, out, _ = said(capsys, "adapters", "made", "--base", tiny)
+    first = {"dora": "DoRA, rank 2", "pissa": "rank 4", "ia3": "IA3", "lora+": "rank 2"}[method]
+    assert code == 0 and out.splitlines()[1].startswith(first) and f"fits {tiny}" in out
+    ask = ["generate", "The cat", "--temperature", "0", "--max-new-tokens", "8"]
+    code, spoken, _ = said(capsys, *ask, "--adapter", "made")
+    assert code == 0 and spoken != said(capsys, *ask, "--base", tiny)[1]
+    assert said(capsys, "merge", "made", "--out", "merged")[0] == 0
+    assert said(capsys, *ask, "--base", "merged")[1] == spoken
+
+
 def test_adapters_shows_each_and_whether_it_fits(tiny, stranger, made, capsys):
     code, out, err = said(capsys, "adapters", made)
     assert code == 0 and not err and "rank 2, alpha 4, scale alpha/r = 2" in out and "512 parameters" in out
@@ -304,8 +320,10 @@ def test_merge_writes_a_base_that_says_what_base_and_adapter_said(tiny, made, ca
     assert code == 1 and err == "error: whole is in use: choose another --out, or move it away\n"
 
 
-def test_an_adapter_over_four_bits_is_made_used_and_merged_over_the_same_four_bits(tiny, made, capsys):
-    argv = ["finetune", "text.txt", "--base", tiny, "--steps", "3", "--lr", "0.5", *QUICK]
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
+def test_an_adapter_over_four_bits_is_made_used_and_merged_over_the_same_four_bits(tiny, made, capsys, method):
+    rest = QUICK[4:] if method == "ia3" else QUICK
+    argv = ["finetune", "text.txt", "--base", tiny, "--steps", "3", "--lr", "0.5", *rest, "--method", method]
     assert said(capsys, *argv, "--out", "small", "--quantize", "nf4-double")[0] == 0
     assert json.loads(Path("small/run.json").read_text())["quantize"] == "nf4-double"
     code, out, err = said(capsys, "adapters", "small", made, "small", "--base", tiny)  # each over its own

@@ -21,9 +21,11 @@ from llm.finetune import run as runs
 from llm.finetune import settings as settings_of_a_run
 from llm.finetune.resume import NEW_IN_2, NEW_IN_3, read_report, resume
 from llm.finetune.run import RESUME, begin
+from llm.finetune.settings import METHODS as SAVED
 from llm.finetune.settings import Settings
 from llm.finetune.targets import targets_of
 from llm.lora import lora_layers
+from llm.relatives import METHODS, method_of
 from llm.text.examples import JOIN
 from llm.training import evaluate
 
@@ -152,6 +154,14 @@ def test_the_rate_is_the_courses_for_its_own_model_and_lower_for_another_and_a_r
     assert begin(Settings(text, tiny, lr=0.3, block=8), tmp_path / "c").settings.lr == 0.3
 
 
+@pytest.mark.parametrize(("method", "lr"), [("dora", 1e-3), ("lora+", 1e-3 / 16), ("ia3", 1e-2)])
+def test_a_method_whose_numbers_start_elsewhere_has_a_rate_of_its_own(text, tiny, tmp_path, method, lr):
+    run = begin(Settings(text, tiny, block=8, method=method), tmp_path / "out")
+    assert run.settings.lr == pytest.approx(lr)
+    assert max(group["peak_lr"] for group in run.optimizer.param_groups) == pytest.approx(max(lr, 1e-3))
+    assert begin(Settings(text, tiny, lr=0.3, block=8, method=method), tmp_path / "c").settings.lr == 0.3
+
+
 # going on
 
 
@@ -163,6 +173,37 @@ def test_six_steps_are_three_and_three_more_bit_for_bit_with_dropout(settings, t
     assert len(first) == len(rest) == 3 and first + rest == whole
     assert same(tmp_path / "whole", tmp_path / "halves")
     assert not (tmp_path / "halves" / RESUME).exists()
+
+
+def by(settings, method):
+    """The same run by another method: IA3 has no rank and no strength, and little to train."""
+    return replace(settings, method=method, **dict(rank=8, alpha=8.0) if method == "ia3" else {})
+
+
+@pytest.mark.parametrize("method", SAVED)
+def test_each_method_goes_on_bit_for_bit_and_its_adapter_says_what_the_run_said(settings, tmp_path, method):
+    run = begin(by(settings, method), tmp_path / "whole")
+    assert method_of(run.base.model) == method
+    go(run)
+    go(begin(by(settings, method), tmp_path / "halves"), until=3)
+    torch.manual_seed(99)
+    again = resume(tmp_path / "halves")
+    assert again.settings == by(settings, method) and method_of(again.base.model) == method
+    go(again)
+    assert same(tmp_path / "whole", tmp_path / "halves")
+    assert read_report(tmp_path / "whole")["method"] == method
+    base = load_adapter(bases.load(settings.base).model, tmp_path / "whole")
+    assert evaluate(base, run.data.heldout) == pytest.approx(run.heldout(), abs=1e-5)
+
+
+def test_the_command_line_knows_the_methods_whose_adapters_can_be_kept():
+    assert list(SAVED) == [name for name, method in METHODS.items() if method.saves]
+
+
+def test_loraplus_has_two_rates_and_resumes_with_them(settings, tmp_path):
+    go(begin(by(settings, "lora+"), tmp_path / "out"), until=2)
+    rates = {group["peak_lr"] for group in resume(tmp_path / "out").optimizer.param_groups}
+    assert rates == {1e-3, 16e-3}
 
 
 @pytest.mark.parametrize("rows", ["jsonl", "records"])
@@ -301,6 +342,7 @@ OTHERS = dict(
     accumulate=2,
     checkpointing=True,
     quantize="nf4",
+    method="dora",
 )
 
 
@@ -466,6 +508,8 @@ NONSENSE = [
     ("rank", 17, "rank r=17 does not fit a 16 -> 48 layer: use 1 to 16"),
     ("scaling", "beta", "unknown scaling 'beta'"),
     ("targets", "q_proj", "no nn.Linear matches the target 'q_proj'"),
+    ("method", "prefix", "there is no --method prefix whose adapter can be kept: choose one of lora, rslora, lora+"),
+    ("method", "ia3", "--rank 2 means nothing to --method ia3: leave it out"),
     ("block", 65, "--block 65 does not fit this base"),
 ]
 
@@ -474,6 +518,13 @@ NONSENSE = [
 def test_a_setting_that_makes_no_sense_is_one_sentence_and_nothing_is_written(settings, tmp_path, name, value, says):
     assert_refused(lambda: begin(replace(settings, **{name: value}), tmp_path / "out"), says, error=ValueError)
     assert not (tmp_path / "out").exists()
+
+
+def test_rslora_with_another_scaling_is_one_sentence(settings, tmp_path):
+    said = replace(settings, method="rslora", scaling="alpha")
+    assert_refused(
+        lambda: begin(said, tmp_path / "out"), "--method rslora is --scaling alpha/sqrt(r)", error=SettingError
+    )
 
 
 def test_no_steps_between_two_checkpoints_is_one_sentence(settings, tmp_path):

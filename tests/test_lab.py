@@ -20,6 +20,7 @@ from llm.errors import SettingError, TrainingError
 from llm.finetune.verdict import verdict
 from llm.lora import START, lora_layers
 from llm.model import GPT, GPTConfig
+from llm.relatives import METHODS
 from llm.spectra import snapshot
 
 ALIVE = registry._instances if hasattr(registry, "_instances") else Widget.widgets  # ipywidgets 8, and 7
@@ -145,7 +146,7 @@ def test_reset_mid_run_leaves_the_base_and_an_empty_plot_and_train_works_again(l
 
     asyncio.run(go())
     assert len(lab.trials) == 1 and lab.trials[0].ended == "done"
-    labs.remove_lora(lab.model)
+    labs.remove(lab.model)
     assert all(torch.equal(value, before[name]) for name, value in lab.model.state_dict().items())
 
 
@@ -440,3 +441,50 @@ def test_as_start_is_a_setting_too(lab):
     assert [trial.settings.start for trial in lab.trials] == list(START)
     assert lab.trials[0].heldout[1:] != lab.trials[1].heldout[1:]
     assert all(f">{start}</td>" in lab.table.value for start in START)
+
+
+@pytest.mark.parametrize("method", labs.LIVE)
+def test_each_method_trains_answers_saves_or_says_why_not_and_leaves_the_base(lab, tmp_path, method):
+    before = snapshot(lab.model)
+
+    async def go():
+        lab.controls["method"].value, lab.controls["lr"].value = method, 1e-1
+        await trained(lab)
+
+    asyncio.run(go())
+    [trial] = lab.trials
+    assert trial.ended == "done" and trial.settings.method == method and f">{method}</td>" in lab.table.value
+    assert trial.heldout[-1] < trial.heldout[0] and "with the adapter" in lab.answers.value
+    click(lab, "Save")
+    if METHODS[method].saves:
+        assert inspect_adapter(tmp_path / "mine").method == {"dora": "dora", "ia3": "ia3"}.get(method, "lora")
+    else:
+        assert "has no place in an adapter" in lab.status.value
+    click(lab, "Reset")
+    assert all(torch.equal(t, before[name]) for name, t in lab.model.state_dict().items())
+
+
+def test_methods_follow_one_another_each_from_the_base(lab):
+    async def go():
+        for method in (*labs.LIVE, *labs.LIVE):
+            lab.controls["method"].value = method
+            await trained(lab)
+
+    asyncio.run(go())
+    n = len(labs.LIVE)
+    for one, other in zip(lab.trials[:n], lab.trials[n:]):
+        assert one.ended == other.ended == "done" and one.heldout == other.heldout
+        assert one.heldout[0] == pytest.approx(lab.trials[0].heldout[0], abs=1e-5)
+
+
+def test_a_control_that_a_method_does_not_heed_is_switched_off(lab):
+    choices = ("r", "alpha", "scaling", "start", "targets")
+    for method, off in {
+        "ia3": choices,
+        "rslora": ("scaling",),
+        "pissa": ("start",),
+        "bitfit": choices,
+        "dora": (),
+    }.items():
+        lab.controls["method"].value = method
+        assert {name for name in lab.controls if lab.controls[name].disabled} == set(off), method

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn as nn
 from packaging.version import Version
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import LoHaConfig, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load, save_file
 from test_adapters import IDX, TINY, assert_refused, base, edit_config, edit_tensors, peft_made, randomise, tuned
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -345,10 +345,6 @@ def made(folder, model=None, **options):
 
 
 MADE = {
-    "DoRA": (
-        dict(use_dora=True),
-        "use_dora=True, but there is no support here for DoRA, which .*: open it in PEFT.* without it",
-    ),
     "whole layers": (dict(modules_to_save=["lm_head"]), "modules_to_save=.*whole layers of the base"),
     "token embeddings": (dict(trainable_token_indices=[1, 2]), "trainable_token_indices=.*embeddings of single tokens"),
     "a bias beside B": (dict(lora_bias=True), "lora_bias=True, but .* a bias beside B: open it in PEFT"),
@@ -403,9 +399,11 @@ def test_what_a_config_claims_and_is_not_supported_is_refused_by_name(tmp_path, 
 
 
 def test_another_method_is_refused_by_its_type(tmp_path):
-    method = IA3Config(target_modules=["q_proj"], feedforward_modules=[])
-    get_peft_model(llama(), method).save_pretrained(tmp_path / "p")
-    assert_refused(tmp_path / "p", "peft_type='IA3', but only .* LORA load here: open it in PEFT", llama())
+    get_peft_model(llama(), LoHaConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "p")
+    assert_refused(tmp_path / "p", "peft_type='LOHA', but only .* LORA and IA3 load here: open it in PEFT", llama())
+    tokens = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    get_peft_model(llama(), tokens).save_pretrained(tmp_path / "q")
+    assert_refused(tmp_path / "q", "peft_type='PROMPT_TUNING', but only", llama())
 
 
 FOREIGN = {

@@ -161,3 +161,33 @@ def test_of_each_rank_the_rows_at_its_best_rate_are_kept():
         for r, lr, after in [(1, 0.1, 3), (1, 0.1, 5), (1, 0.2, 2), (1, 0.2, 9), (8, 0.1, 2), (8, 0.1, 2), (8, 0.2, 1)]
     ]
     assert [(row["r"], row["lr"]) for row in figures.at_best_rate(rows)] == [(1, 0.1), (1, 0.1), (8, 0.2)]
+
+
+def recorded(method, *points, before=5.0, knew=4.0):
+    """Rows of (rate, loss, loss on the speeches)."""
+    said = dict(task="facts", method=method, before=before, speeches_before=knew)
+    return [said | dict(lr=lr, after=after, speeches_after=forgot) for lr, after, forgot in points]
+
+
+FULL = recorded("full", (0.1, 3, 5), (0.1, 5, 7), (0.1, 4, 4), (0.2, 2, 9))
+LORA = recorded("lora", (0.1, 1, 4), (0.2, 3, 5))
+
+
+def test_a_curve_goes_through_the_medians_and_every_seed_is_a_point():
+    [axes] = figures.curves({"facts": {"full": FULL, "r = 1": LORA}}, "lr", level="before").axes
+    lines = {(line.get_marker(), line.get_linestyle()): [] for line in axes.lines}
+    for line in axes.lines:
+        lines[line.get_marker(), line.get_linestyle()].append((list(line.get_xdata()), list(line.get_ydata())))
+    assert lines["o", "-"] == [([0.1, 0.2], [4, 2]), ([0.1, 0.2], [1, 3])]
+    assert sorted(y for _, ys in lines["o", "None"] for y in ys) == [1, 2, 3, 3, 4, 5]
+    assert lines["None", "--"] == [([0.1, 0.2], [5.0, 5.0])]
+    assert [text.get_text() for text in axes.texts] == ["full", "r = 1", "base"]
+    colours = [line.get_color() for line in axes.lines if (line.get_marker(), line.get_linestyle()) == ("o", "-")]
+    assert colours == [COLOURS["full"], COLOURS["lora"]]
+
+
+def test_the_frontier_has_a_point_for_each_rate_and_a_level_for_what_the_base_knew():
+    [axes, _] = figures.frontier({"facts": {"full": FULL}, "plays": {"r = 1": LORA}}).axes
+    first, level = axes.lines
+    assert (list(first.get_xdata()), list(first.get_ydata())) == ([4, 2], [5, 9])
+    assert set(level.get_ydata()) == {4.0} and axes.get_yscale() == "log"

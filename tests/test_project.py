@@ -172,7 +172,7 @@ def test_a_backward_import_would_be_found(tmp_path):
         "quantize.py": "from llm.errors import SettingError",
         "text/corpora.py": "from llm.bases import load",
         "course/figures/counts.py": "from llm.training import train",
-        "course/sweeps.py": "from llm.course.widgets import lab",
+        "course/experiments.py": "from llm.course.widgets import lab",
         "adapters/folder.py": "from llm.adapters import on_model",
     }.items():
         whole = (tmp_path / "llm" / room).read_text(encoding="utf-8")
@@ -228,7 +228,7 @@ def test_importing_what_a_notebook_imports_reads_no_data_starts_nothing_and_chan
 import os, sys, threading, torch
 before, threads, opened = dict(os.environ), threading.active_count(), []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
-import llm.adapters, llm.bases, llm.course.sweeps, llm.course.tasks, llm.text.dataset
+import llm.adapters, llm.bases, llm.course.experiments, llm.course.tasks, llm.text.dataset
 assert "transformers" not in sys.modules and "matplotlib" not in sys.modules
 import llm.course.widgets.lab
 assert dict(os.environ) == before and threading.active_count() == threads

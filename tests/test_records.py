@@ -18,7 +18,7 @@ from llm.text.records import (
     VERBS,
     Record,
     as_example,
-    fact_batches,
+    drawn_batches,
     make_facts,
     make_records,
     record_batches,
@@ -146,9 +146,9 @@ def test_facts_are_drawn_once_each_word_has_one_and_neither_verb_nor_key_is_the_
     assert sum(json.loads(fact.answer)["found"] in fact.sentence for fact in facts) < FACTS / 20  # nothing to copy
 
 
-def test_a_batch_of_facts_has_known_facts_alone_and_repeats_by_its_seed():
-    rows, known = next(fact_batches(8, seed=3)), {fact.sentence for fact in make_facts()}
-    assert all(torch.equal(a, b) for a, b in zip(rows, next(fact_batches(8, seed=3))))
-    assert not torch.equal(rows[0], next(fact_batches(8, seed=4))[0])
-    for x in rows[0]:
-        assert decode(x.tolist()).split("\n")[0] in known
+def test_drawn_batches_have_these_records_alone_and_repeat_by_their_seed():
+    records = make_facts(5)
+    rows, known = next(drawn_batches(records, 64, seed=3)), {record.sentence for record in records}
+    assert all(torch.equal(a, b) for a, b in zip(rows, next(drawn_batches(records, 64, seed=3))))
+    assert not torch.equal(rows[0], next(drawn_batches(records, 64, seed=4))[0])
+    assert {decode(x.tolist()).split("\n")[0] for x in rows[0]} == known

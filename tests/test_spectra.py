@@ -76,3 +76,28 @@ def test_the_block_matrices_are_what_lora_wraps():
 def test_two_models_of_different_shape_are_refused_with_the_first_tensor_that_differs():
     with pytest.raises(ValueError, match="1 tensors, weight first"):
         spectra.delta(nn.Linear(2, 3, bias=False).state_dict(), nn.Linear(2, 4, bias=False).state_dict())
+
+
+def test_the_overlap_of_two_spans_is_one_for_the_same_zero_for_orthogonal_ones_and_chance_is_the_share_of_the_room():
+    Q = torch.linalg.qr(torch.randn(40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
+    leading = Q[:, :3] * torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)
+    turned = leading @ low_rank(3, 3, 3).double()  # other columns, the same span
+    assert spectra.overlap(leading, turned, 3, 3) == pytest.approx(1)
+    assert spectra.overlap(leading, Q[:, 3:9], 3, 6) == pytest.approx(0, abs=1e-12)
+    assert spectra.overlap(Q[:, :1], leading, 1, 1) == pytest.approx(1)
+    assert spectra.overlap(Q[:, 2:3], leading, 1, 2) == pytest.approx(0, abs=1e-12)
+    g = torch.Generator().manual_seed(1)
+    noise = [torch.randn(40, 8, generator=g) for _ in range(40)]
+    found = [spectra.overlap(a, b, 8, 8) for a, b in zip(noise[::2], noise[1::2])]
+    assert sum(found) / len(found) == pytest.approx(8 / 40, abs=0.02)
+
+
+def test_an_update_amplifies_little_where_the_weight_is_large_and_much_where_it_is_small():
+    weight = torch.diag(torch.tensor([8.0, 4.0, 0.5, 0.25]))
+    along = torch.zeros(4, 4)
+    along[0, 0] = 2.0
+    across = torch.zeros(4, 4)
+    across[3, 3] = 2.0
+    assert spectra.amplification(weight, along, 1) == pytest.approx(2 / 8)
+    assert spectra.amplification(weight, across, 1) == pytest.approx(2 / 0.25)
+    assert spectra.amplification(weight, along + across, 2) == pytest.approx((8 / (64 + 1 / 16)) ** 0.5)

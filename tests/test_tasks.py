@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from llm.course import tasks
-from llm.course.tasks import ARMS, WIDTH, answers, final_norm_only, load_task, score
+from llm.course.tasks import ARMS, WIDTH, answers, load_task, score
 from llm.loss import IGNORE
 from llm.model import GPT, GPTConfig
 from llm.text import corpora
 from llm.text.batches import UNSEEN
 from llm.text.examples import ask
-from llm.text.records import Record, make_records
+from llm.text.records import Record, make_facts, make_records
 from llm.tokenizer import END_OF_TEXT, decode, encode
 
 SMALL = GPTConfig(block_size=64, n_layer=2, n_head=2, n_embd=16)  # the real vocabulary: answers are text
@@ -54,7 +54,7 @@ def test_the_lora_arm_has_scale_1_and_every_arm_starts_as_its_base():
 
 def test_the_control_trains_the_final_norm_whatever_trained_before():
     for ready in (True, False):
-        model = final_norm_only(GPT(SMALL).requires_grad_(ready))
+        model = ARMS["norm"].prepare(GPT(SMALL).requires_grad_(ready))
         names = [name for name, p in model.named_parameters() if p.requires_grad]
         assert names == ["transformer.ln_f.weight", "transformer.ln_f.bias"]
 
@@ -100,6 +100,23 @@ def test_the_plays_are_graded_on_held_out_text_after_the_opening_of_a_held_out_s
 def test_forgetting_is_measured_on_held_out_speeches(toy_text):
     batches = tasks.speeches(2)
     assert batches and all(x.min() >= 7000 for x, _ in batches)
+
+
+def test_a_task_of_few_examples_trains_on_these_alone_and_its_held_out_text_is_the_same(toy_text):
+    for name in ("records", "shakespeare"):
+        few = load_task(name, limit=1, examples=5)
+        read = {tuple(row.tolist()) for batch, _ in islice(few.batches(0), 4) for row in batch}
+        other = {tuple(row.tolist()) for batch, _ in islice(few.batches(1), 4) for row in batch}
+        assert len(read) == 5 and len(other) == 5 and not read & other
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(few.heldout, load_task(name, limit=1).heldout))
+
+
+def test_few_facts_are_trained_on_and_asked(toy_text):
+    few = load_task("facts", examples=40)
+    x, y = next(few.batches(0))
+    held = [decode(row.tolist()).split("\n")[0] for batch, _ in few.heldout for row in batch]
+    assert held == [fact.sentence for fact in make_facts(40)]
+    assert {decode(row.tolist()).split("\n")[0] for row in x} <= set(held)
 
 
 def test_an_unknown_task_is_one_sentence_with_the_names_there_are():

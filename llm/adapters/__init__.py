@@ -1,7 +1,7 @@
-"""Adapters: the factors A and B of a model's LoRA layers, apart from the model.
+"""Adapters: what a model's LoRA, DoRA or IA3 layers have learned, apart from the model.
 
 `on_model.py` save, load, swap, inspect; `folder.py` the two files of PEFT's format, checked before they are believed;
-`peft_config.py` PEFT's settings, and which of them are refused; `foreign.py` what others write, and what it is;
+`ia3.py` IA3's; `peft_config.py` PEFT's settings, and which of them are refused; `foreign.py` what others write, and what it is;
 `fingerprints.py` how an adapter knows its base.
 """
 

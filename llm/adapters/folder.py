@@ -6,16 +6,18 @@ Writes the two as one, and reads with everything checked; never unpickles. Knows
 import json
 import math
 import os
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from llm import files
-from llm.adapters.foreign import AGAIN, CONFIG, TENSORS, abridged, factor, is_pointer, stranger, what_is_there
+from llm.adapters.foreign import AGAIN, CONFIG, TENSORS, abridged, factor, is_pointer, lengths, stranger, what_is_there
 from llm.adapters.peft_config import Targets, digest, read_settings, write_settings
 from llm.errors import AdapterError
 from llm.lora import SCALING
@@ -23,6 +25,7 @@ from llm.lora import SCALING
 STAGED = CONFIG + ".new"  # a save's config, until its tensors are in place
 DTYPES = ("F64", "F32", "F16", "BF16")
 KEY = "base_model.model.{}.lora_{}.weight"
+LENGTHS_KEY = "base_model.model.{}.lora_magnitude_vector"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class Adapter:
     fingerprint: str | None  # of the base; PEFT writes none
     halved: str | None = None  # of the base in float16, in which a base that was shipped finer has another fingerprint
     quantized: str | None = None  # how the base was, in a word of `quantize.py`; PEFT says nothing of it
+    lengths: dict[str, torch.Tensor] = field(
+        default_factory=dict
+    )  # DoRA's (out,), by module path: of all layers or none
 
     def scale(self, path: str) -> float:
         r, alpha = self.layers[path]
@@ -47,17 +53,25 @@ class Adapter:
 
 
 def write_adapter(adapter: Adapter, folder: Path) -> None:
-    """Write `adapter`; a kill or a full disk leaves a folder that reads as the old adapter or as the new one.
+    """Write `adapter` as `write_folder` does."""
+    config = write_settings(adapter.layers, adapter.scaling, adapter.dropout, bool(adapter.lengths))
+    tensors = {KEY.format(path, name): t for path, pair in adapter.factors.items() for name, t in zip("AB", pair)}
+    tensors |= {LENGTHS_KEY.format(path): t for path, t in adapter.lengths.items()}
+    write_folder(config, tensors, (adapter.fingerprint, adapter.halved, adapter.quantized), folder)
+
+
+def write_folder(config: dict, tensors: dict[str, torch.Tensor], marks: tuple, folder: Path) -> None:
+    """Write the two files, and into the second the base's `marks`, as `fingerprints.marks_of` has them; a kill or a full
+    disk leaves a folder that reads as the old adapter or as the new one.
 
     Other files in the folder stay. Raises AdapterError when the disk refuses.
     """
-    config = write_settings(adapter.layers, adapter.scaling, adapter.dropout)
-    tensors = {KEY.format(path, name): t for path, pair in adapter.factors.items() for name, t in zip("AB", pair)}
-    metadata = {"format": "pt", "base_fingerprint": adapter.fingerprint, "config": digest(config)}
-    if adapter.halved != adapter.fingerprint:
-        metadata["base_fingerprint_float16"] = adapter.halved
-    if adapter.quantized:
-        metadata["base_quantized"] = adapter.quantized
+    own, halved, quantized = marks
+    metadata = {"format": "pt", "base_fingerprint": own, "config": digest(config)}
+    if halved != own:
+        metadata["base_fingerprint_float16"] = halved
+    if quantized:
+        metadata["base_quantized"] = quantized
     text, data, existed = json.dumps(config, indent=2) + "\n", save(tensors, metadata), folder.exists()
     try:
         if _pending(folder):  # finish what a kill cut short before its staged file is overwritten
@@ -94,7 +108,6 @@ def _pending(folder):
     """Whether the staged config is the one of these tensors: a save was cut short when they were in place."""
     with suppress(OSError, SafetensorError, AdapterError):
         config = _json(folder / STAGED)
-        read_settings(config, folder / STAGED)
         with safe_open(folder / TENSORS, "pt") as f:
             return digest(config) == (f.metadata() or {}).get("config")
     return False
@@ -103,31 +116,52 @@ def _pending(folder):
 # reading
 
 
+def peft_type(folder: Path) -> str | None:
+    """What the folder's config calls its method, with nothing else checked. Raises AdapterError when it cannot be read."""
+    found = _config(folder)[0].get("peft_type")
+    return found if isinstance(found, str) else None
+
+
 def read_adapter(folder: Path) -> Adapter:
-    """The adapter in `folder`, checked as far as that goes without a model. Raises AdapterError."""
-    path = folder / TENSORS
-    if not path.is_file():
-        raise AdapterError(f"{folder} {what_is_there(folder)}")
-    name = STAGED if _pending(folder) else CONFIG
-    config = _json(folder / name)
-    settings = read_settings(config, folder / name)
+    """The LoRA or DoRA adapter in `folder`, checked as far as that goes without a model. Raises AdapterError."""
+    with opened(folder, read_settings) as (settings, f, marks):
+        path = folder / TENSORS
+        found = {key: layer for key in f.keys() if settings.dora and (layer := lengths(key))}
+        keys = _keys(f.keys() - found.keys(), path)
+        layers = settings.of(sorted(keys))
+        factors = {layer: _pair(f, keys[layer], r, path) for layer, (r, _) in layers.items()}
+        dora = _lengths(f, found, factors, path) if settings.dora else {}
+    return Adapter(layers, settings.scaling, settings.targets, factors, settings.dropout, *marks, dora)
+
+
+@contextmanager
+def opened(folder: Path, settings: Callable[[dict, Path], Any]) -> Iterator[tuple]:
+    """The config of a folder as `settings` reads it, its tensors, and the base's marks. Raises AdapterError."""
+    config, path = _config(folder)
+    said = settings(config, path)
     try:
-        with safe_open(path, "pt") as f:  # the library checks the header, all sizes and offsets
+        with safe_open(folder / TENSORS, "pt") as f:  # the library checks the header, all sizes and offsets
             metadata, own = f.metadata() or {}, digest(config)
             if metadata.get("config", own) != own:
                 raise AdapterError(
-                    f"{folder / name} is not what {TENSORS} was saved with (it was edited, or is another adapter's): "
-                    "undo the edit, or save the adapter again"
+                    f"{path} is not what {TENSORS} was saved with (it was edited, or is another adapter's): undo the edit, "
+                    "or save the adapter again"
                 )
-            keys = _keys(f.keys(), path)
-            layers = settings.of(sorted(keys))
-            factors = {layer: _pair(f, keys[layer], r, path) for layer, (r, _) in layers.items()}
+            marks = [metadata.get(f"base_{mark}") for mark in ("fingerprint", "fingerprint_float16", "quantized")]
+            yield said, f, marks
     except (SafetensorError, OSError) as error:
+        path = folder / TENSORS
         if is_pointer(path):
             raise AdapterError(f"{path} is a note that Git LFS left in its place: `git lfs pull` brings it") from None
         raise AdapterError(f"{path} is damaged ({error}): {AGAIN}") from None
-    marks = (metadata.get(f"base_{mark}") for mark in ("fingerprint", "fingerprint_float16", "quantized"))
-    return Adapter(layers, settings.scaling, settings.targets, factors, settings.dropout, *marks)
+
+
+def _config(folder):
+    """The config that goes with the tensors, and its path."""
+    if not (folder / TENSORS).is_file():
+        raise AdapterError(f"{folder} {what_is_there(folder)}")
+    path = folder / (STAGED if _pending(folder) else CONFIG)
+    return _json(path), path
 
 
 def _json(path):
@@ -165,20 +199,39 @@ def _keys(found, path):
 
 def _pair(f, keys, r, path):
     """A and B of a layer of rank r; dtypes and shapes are checked before values are read."""
-    pair = []
     for name, axis in (("A", 0), ("B", 1)):
-        key = keys[name]
-        said = f.get_slice(key)
-        shape, dtype = said.get_shape(), said.get_dtype()
+        shape = f.get_slice(keys[name]).get_shape()
         if len(shape) != 2 or shape[axis] != r:
-            raise AdapterError(f"{path}: {key[:120]!r} has shape {shape}, but {CONFIG} says r={r}: {AGAIN}")
-        if dtype not in DTYPES:
-            raise AdapterError(f"{path}: {key[:120]!r} holds {dtype}, no floating point of 16 bits or more: {AGAIN}")
-        tensor = f.get_tensor(key)
-        if not finite(tensor):
-            raise AdapterError(f"{path}: {key[:120]!r} holds NaN or infinity: train again at a lower rate, or {AGAIN}")
-        pair.append(tensor)
-    return tuple(pair)
+            raise AdapterError(f"{path}: {keys[name][:120]!r} has shape {shape}, but {CONFIG} says r={r}: {AGAIN}")
+    return tuple(read_tensor(f, keys[name], path) for name in "AB")
+
+
+def _lengths(f, found, factors, path):
+    """DoRA's lengths by module path, one for each output of each layer that has factors."""
+    keys = {layer: key for key, layer in found.items()}
+    for layer in sorted(factors.keys() - keys.keys()):
+        raise AdapterError(
+            f"{path} lacks lora_magnitude_vector of {layer[:120]!r}, and {CONFIG} says use_dora: {AGAIN}"
+        )
+    for layer in sorted(keys.keys() - factors.keys()):
+        raise AdapterError(f"{path} has DoRA's lengths for {layer[:120]!r}, but no factors: {AGAIN}")
+    for layer, (_, B) in factors.items():
+        if (shape := f.get_slice(keys[layer]).get_shape()) != [B.size(0)]:
+            raise AdapterError(
+                f"{path}: {keys[layer][:120]!r} has shape {shape}, and the layer {B.size(0)} outputs: {AGAIN}"
+            )
+    return {layer: read_tensor(f, key, path) for layer, key in keys.items()}
+
+
+def read_tensor(f, key: str, path: Path) -> torch.Tensor:
+    """One tensor of an open file; its dtype is checked before its values are read. Raises AdapterError."""
+    dtype = f.get_slice(key).get_dtype()
+    if dtype not in DTYPES:
+        raise AdapterError(f"{path}: {key[:120]!r} holds {dtype}, no floating point of 16 bits or more: {AGAIN}")
+    tensor = f.get_tensor(key)
+    if not finite(tensor):
+        raise AdapterError(f"{path}: {key[:120]!r} holds NaN or infinity: train again at a lower rate, or {AGAIN}")
+    return tensor
 
 
 def finite(tensor: torch.Tensor) -> bool:

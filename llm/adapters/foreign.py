@@ -19,10 +19,12 @@ WRAPPERS = re.compile(r"(?:(?:base_model\.model|module|_orig_mod|model(?=\.base_
 INSIDE = re.compile(r"(?<=\.)(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 FACTOR = re.compile(r"(.+)\.lora_([AB])(?:\.(?!weight|bias)([\w-]+))?(?:\.weight)?")  # the third: an adapter's name
 
+LENGTHS = re.compile(r"(.+)\.lora_magnitude_vector(?:\.(?!weight$)[\w-]+)?(?:\.weight)?")  # DoRA's
+
 PLAIN = "make it a LoRA adapter in PEFT's format first"
 KEYS = {  # how to know what is no factor among the tensors, what it is, and what to do about it
     r"\.lora_embedding_[AB]\b": ("the LoRA of an embedding", ELSEWHERE + "without embeddings among the targets"),
-    r"\.lora_magnitude_vector": ("DoRA's learned lengths", ELSEWHERE + "with use_dora=False"),
+    r"\.lora_magnitude_vector": ("DoRA's learned lengths", f"{CONFIG} has to say use_dora then; {AGAIN}"),
     r"\.lora_[AB](\.[\w-]+)?\.bias$": ("a bias (lora_bias)", ELSEWHERE + "with lora_bias=False"),
     r"trainable_tokens_": ("embeddings of trained tokens", ELSEWHERE + "without trainable_token_indices"),
     r"\.modules_to_save\.": ("a layer that was trained whole", ELSEWHERE + "without modules_to_save"),
@@ -47,6 +49,12 @@ def factor(key: str) -> tuple[str, str, str | None] | None:
     """The module path, "A" or "B", and the adapter's name if it is in the key; None for what is no factor."""
     found = FACTOR.fullmatch(key)
     return found and (bare_path(found[1]), found[2], found[3])
+
+
+def lengths(key: str) -> str | None:
+    """The module path of DoRA's lengths; None for what is none."""
+    found = LENGTHS.fullmatch(key)
+    return found and bare_path(found[1])
 
 
 def stranger(keys: Iterable[str]) -> str | None:

@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
-from llm.adapters.fingerprints import fingerprint
-from llm.adapters.folder import CONFIG, TENSORS, Adapter, finite, read_adapter, write_adapter
+from llm.adapters import ia3
+from llm.adapters.fingerprints import check_base, marks_of
+from llm.adapters.folder import CONFIG, TENSORS, Adapter, finite, peft_type, read_adapter, write_adapter
 from llm.adapters.peft_config import ALL_LINEAR, Targets, suffixes
 from llm.errors import AdapterError
 from llm.lora import SCALING, LoraLinear, lora_layers, output_heads, places, refuse_misfit, replace_layers
-from llm.quantize import scheme_of
+from llm.relatives import METHODS, DoraLinear, Ia3Linear, PissaLinear, method_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class AdapterInfo:
     bytes: int  # on disk, both files
     fingerprint: str | None  # of the base it was trained on; an adapter made by PEFT names none
     quantized: str | None = None  # how that base was quantised: "nf4", "nf4-double"
+    method: str = "lora"  # or "dora", or "ia3", which has neither rank nor scale: they are 0
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -43,48 +45,74 @@ class AdapterInfo:
 
     def __str__(self):
         kinds = Counter(re.sub(r"\b\d+\b", "*", path) for path in self.layers)
-        r, alpha, scale = (
-            f"{min(found):g}" + f" to {max(found):g}" * (min(found) < max(found))
-            for found in zip(*self.layers.values())
-        )
         return "\n".join(
             (
-                f"rank {r}, alpha {alpha}, scale {self.scaling} = {scale}"
-                + f", dropout {self.dropout:g}" * (self.dropout > 0),
+                "IA3" if self.method == "ia3" else self._scaled(),
                 f"{len(self.layers)} layers: " + ", ".join(f"{n} x {kind}" for kind, n in kinds.items()),
                 f"{self.parameters:,} parameters in {self.bytes:,} bytes",
                 f"base {self.fingerprint or 'not named'}" + f", quantised to {self.quantized}" * bool(self.quantized),
             )
         )
 
+    def _scaled(self):
+        r, alpha, scale = (
+            f"{min(found):g}" + f" to {max(found):g}" * (min(found) < max(found))
+            for found in zip(*self.layers.values())
+        )
+        said = "DoRA, " * (self.method == "dora") + f"rank {r}, alpha {alpha}, scale {self.scaling} = {scale}"
+        return said + f", dropout {self.dropout:g}" * (self.dropout > 0)
+
 
 def save_adapter(model: nn.Module, folder: str | Path) -> None:
-    """Write the factors of `model`'s LoRA layers, and nothing of its base, to `folder`; other files there stay.
+    """Write what `model`'s LoRA, DoRA or IA3 layers have learned, and nothing of its base, to `folder`; other files stay.
 
-    The layers may differ in rank and scale; of dropouts PEFT knows one, the commonest. Raises AdapterError when there is nothing to save, a factor is not finite,
-    or the disk refuses; an adapter that was there is then as it was.
+    The layers may differ in rank and scale; of dropouts PEFT knows one, the commonest. A PiSSA is written as the LoRA of
+    twice the rank that says the same on the original base. Raises AdapterError when there is nothing to save or no place
+    for it, a factor is not finite, or the disk refuses; an adapter that was there is then as it was.
     """
-    layers = lora_layers(model)
+    folder, layers = Path(folder).expanduser(), lora_layers(model)
+    if method_of(model) == "ia3":
+        return ia3.save(model, folder)
     if not layers:
+        if method := METHODS.get(method_of(model)):
+            raise AdapterError(f"what {method.name} trains has no place in an adapter's folder: {_WHY[method.merges]}")
         raise AdapterError("this model has no LoRA layers to save: call apply_lora(model) and train it first")
     for path, layer in layers.items():
-        if not (layer.A.isfinite().all() and layer.B.isfinite().all() and math.isfinite(layer.scale)):
+        own = all(p.isfinite().all() for p in layer.parameters(recurse=False))
+        if not (own and math.isfinite(layer.scale)):
             raise AdapterError(f"{path}: A, B or scale is not finite, so nothing was saved: train at a lower rate")
+    dora = {path: layer.magnitude for path, layer in layers.items() if isinstance(layer, DoraLinear)}
+    if dora and dora.keys() != layers.keys():
+        raise AdapterError(
+            "some of the layers are DoRA's and some LoRA's, and PEFT has one kind for all: save them apart"
+        )
+    pairs = {path: x.plain() if isinstance(x, PissaLinear) else (x.A, x.B) for path, x in layers.items()}
+    ranks = {path: A.size(1) for path, (A, _) in pairs.items()}
     # PEFT knows two scalings and one for all: what does not fit, such as the chapter's, is put as an alpha over r
-    root = all(layer.scaling == "alpha/sqrt(r)" and _regular(layer) for layer in layers.values())
+    regular = {path for path, layer in layers.items() if _regular(layer) and layer.r == ranks[path]}
+    root = all(path in regular and layer.scaling == "alpha/sqrt(r)" for path, layer in layers.items())
     scaling = "alpha/sqrt(r)" if root else "alpha/r"
-    alphas = {p: x.alpha if x.scaling == scaling and _regular(x) else x.scale * x.r for p, x in layers.items()}
-    kinds = {path: (layer.r, alphas[path]) for path, layer in layers.items()}
-    factors = {
-        path: tuple(t.detach().T.to(_fine(t)).contiguous().cpu() for t in (layer.A, layer.B))
-        for path, layer in layers.items()
+    kinds = {
+        path: (r, x.alpha if x.scaling == scaling and path in regular else x.scale * r)
+        for (path, x), r in zip(layers.items(), ranks.values())
     }
+    factors = {path: tuple(_stored(t.T) for t in pair) for path, pair in pairs.items()}
     [(dropout, _)] = Counter(layer.dropout for layer in layers.values()).most_common(1)
-    marks = fingerprint(model), fingerprint(model, torch.float16), scheme_of(model)
-    adapter = Adapter(kinds, scaling, Targets(sorted(layers)), factors, dropout, *marks)
+    lengths = {path: _stored(m) for path, m in dora.items()}
+    adapter = Adapter(kinds, scaling, Targets(sorted(layers)), factors, dropout, *marks_of(model), lengths)
     for path in sorted(adapter.targets.among(_linears(_modules(model), layers)) - layers.keys()):
         raise AdapterError(f"PEFT takes {path} for a target too, as its path ends in another's: wrap it as well")
-    write_adapter(adapter, Path(folder).expanduser())
+    write_adapter(adapter, folder)
+
+
+_WHY = {  # of what no folder takes, by whether it merges
+    True: "it is a part of the base, so merge(model) and save that as a base",
+    False: "PEFT gives virtual tokens positions and here they have none, so keep its parameters with torch.save",
+}
+
+
+def _stored(tensor):
+    return tensor.detach().to(_fine(tensor)).contiguous().cpu()
 
 
 def _regular(layer):
@@ -95,21 +123,34 @@ def _regular(layer):
 def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """Put the adapter in `folder` on `model`: wrap the layers it names or, where just these are wrapped, swap factors.
 
-    Returns the same model, frozen but for A and B; no random number is drawn. Raises AdapterError when the adapter is damaged, is not plain LoRA,
-    belongs to another base, or the model carries LoRA layers of another shape; the model is then as it was.
+    Returns the same model, frozen but for the adapter; no random number is drawn. Raises AdapterError when the adapter is
+    damaged, is not LoRA, DoRA or IA3, belongs to another base, or the model carries layers of another shape or kind; the
+    model is then as it was.
     """
-    adapter = read_adapter(Path(folder).expanduser())
+    folder, now = Path(folder).expanduser(), METHODS.get(method_of(model))
+    kind = Ia3Linear if peft_type(folder) == "IA3" else LoraLinear
+    if now and not issubclass(now.layer or nn.Module, kind):
+        raise AdapterError(f"the model is prepared for {now.name}: call remove(model) first, or load the base again")
+    if kind is Ia3Linear:
+        return ia3.load(model, folder)
+    adapter = read_adapter(folder)
     modules = _modules(model)
     layers = {path: m for path, m in modules.items() if isinstance(m, LoraLinear)}
     linears = _linears(modules, layers)
     parameters = list(model.parameters())
     if not any(_near(path, linears) for path in adapter.factors):  # else the path is what is to be put right
-        _check_base(adapter, model, folder)
+        check_base(model, folder, adapter.fingerprint, adapter.halved, adapter.quantized)
     _check_fit(adapter, modules, linears, output_heads(model), folder)
     if layers and {path: layer.r for path, layer in layers.items()} != {p: r for p, (r, _) in adapter.layers.items()}:
         raise AdapterError("the model carries LoRA layers of another rank or place: call remove_lora(model) first")
+    kind = DoraLinear if adapter.lengths else LoraLinear
+    if any(type(layer) is not kind for layer in layers.values()):
+        raise AdapterError(
+            f"the model carries layers of {method_of(model)}, not the adapter's: call remove_lora(model) first"
+        )
     factors = {}
     for path, pair in adapter.factors.items():
+        pair = (*pair, adapter.lengths[path]) if adapter.lengths else pair
         like = layers[path].A if layers else linears[path].weight
         dtype = like.dtype if layers else _fine(like)
         factors[path] = [t.to(like.device, dtype) for t in pair]
@@ -118,13 +159,13 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     for p in parameters:
         p.requires_grad_(False)
     wrapped = {}
-    for path, (A, B) in factors.items():
-        layer = layers[path] if layers else _wrapped(linears[path], A, B)
+    for path, own in factors.items():
+        layer = layers[path] if layers else _wrapped(linears[path], kind, *own)
         # straight into the object: nn.Module's own way in takes ten times as long
         settings = dict(alpha=adapter.layers[path][1], scaling=adapter.scaling, dropout=adapter.dropout)
         vars(layer).update(settings, scale=adapter.scale(path))
-        for p, new in ((layer.A, A), (layer.B, B)):
-            p.data.T.copy_(new)  # this way round it takes half the time
+        for p, new in zip(layer.parameters(recurse=False), own):
+            p.data.t().copy_(new)  # this way round it takes half the time
             p.requires_grad_(True).grad = None  # a gradient would be that of the factors before
         if not layers:
             wrapped[linears[path]] = layer
@@ -134,20 +175,26 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
 def inspect_adapter(folder: str | Path) -> AdapterInfo:
     """What the adapter in `folder` holds, with no model needed. Raises AdapterError when `load_adapter` would."""
     folder = Path(folder).expanduser()
-    adapter = read_adapter(folder)
-    layers = {path: (r, alpha, adapter.scale(path)) for path, (r, alpha) in adapter.layers.items()}
+    if peft_type(folder) == "IA3":
+        adapter = ia3.read(folder)
+        layers, tensors = dict.fromkeys(adapter.vectors, (0, 0.0, 0.0)), list(adapter.vectors.values())
+        said = dict(method="ia3", scaling="", dropout=0.0)
+    else:
+        adapter = read_adapter(folder)
+        layers = {path: (r, alpha, adapter.scale(path)) for path, (r, alpha) in adapter.layers.items()}
+        tensors = [t for own in (*adapter.factors.values(), adapter.lengths.values()) for t in own]
+        said = dict(method="dora" if adapter.lengths else "lora", scaling=adapter.scaling, dropout=adapter.dropout)
     [((r, alpha, scale), _)] = Counter(layers.values()).most_common(1)
     return AdapterInfo(
         r=r,
         alpha=alpha,
-        scaling=adapter.scaling,
         scale=scale,
         layers=layers,
-        dropout=adapter.dropout,
-        parameters=sum(t.numel() for pair in adapter.factors.values() for t in pair),
+        parameters=sum(t.numel() for t in tensors),
         bytes=sum(path.stat().st_size for name in (CONFIG, TENSORS) if (path := folder / name).exists()),
         fingerprint=adapter.fingerprint,
         quantized=adapter.quantized,
+        **said,
     )
 
 
@@ -156,11 +203,13 @@ def _fine(like):
     return torch.promote_types(like.dtype, torch.float32)
 
 
-def _wrapped(linear, A, B):
-    """`linear` in a wrapper with room for A (r, in) and B (out, r): nothing is drawn at random, as the start would be."""
+def _wrapped(linear, kind, A, B, *more):
+    """`linear` in a wrapper with room for A (r, in), B (out, r) and what else `kind` has: nothing is drawn at random, as
+    the start would be."""
     shape = nn.Linear(linear.in_features, linear.out_features, device="meta", dtype=linear.weight.dtype)
-    layer = LoraLinear(shape, A.size(0))
-    layer.A, layer.B = (nn.Parameter(torch.empty_like(t.T, memory_format=torch.contiguous_format)) for t in (A, B))
+    layer = kind(shape, A.size(0))
+    for (name, _), t in zip(list(layer.named_parameters(recurse=False)), (A, B, *more)):
+        setattr(layer, name, nn.Parameter(torch.empty_like(t.t(), memory_format=torch.contiguous_format)))
     layer.base = linear
     return layer.train(linear.training)
 
@@ -176,27 +225,6 @@ def _linears(modules, layers):
     return {path: m for path, m in plain.items() if path.removesuffix(".base") not in layers} | {
         path: layer.base for path, layer in layers.items()
     }
-
-
-def _check_base(adapter, model, folder):
-    """Raise AdapterError unless `model` has the weights of the adapter's base, in whatever precision."""
-    own = fingerprint(model)
-    if adapter.fingerprint in (None, own) or own == adapter.halved:
-        return
-    if adapter.quantized != (mine := scheme_of(model)):
-        theirs, this = (
-            f"quantised to {scheme[:40]}" if scheme else "not quantised" for scheme in (adapter.quantized, mine)
-        )
-        raise AdapterError(
-            f"{folder} was trained on another base: that one was {theirs}, this model is {this}: load its own base and "
-            "quantise it as that one was"
-        )
-    if adapter.fingerprint != fingerprint(model, torch.float16):
-        raise AdapterError(
-            f"{folder} was trained on another base (fingerprint {adapter.fingerprint[:16]!r}, this model has {own}): "
-            "load the base that it was trained on (a merged or fully fine-tuned model is another base), in the same "
-            "precision"
-        )
 
 
 def _near(path, linears):

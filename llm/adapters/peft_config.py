@@ -20,8 +20,17 @@ from llm.errors import AdapterError
 
 READ = {
     *("peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "bias", "init_lora_weights"),
-    *("rank_pattern", "alpha_pattern", "lora_dropout", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *(
+        "use_dora",
+        "rank_pattern",
+        "alpha_pattern",
+        "lora_dropout",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+    ),
 }
+READ_IA3 = {"peft_type", "target_modules", "exclude_modules", "feedforward_modules", "init_ia3_weights"}
 # PEFT writes these too, but what a trained adapter computes does not depend on them; anything else must be empty
 IGNORED = set(
     "task_type base_model_name_or_path inference_mode auto_mapping revision peft_version megatron_core "
@@ -29,7 +38,6 @@ IGNORED = set(
 )
 # what PEFT can do and this package cannot, in a learner's words
 EXPLAINED = {
-    "use_dora": "DoRA, which learns a length for each output of a layer as well",
     "modules_to_save": "whole layers of the base, trained along with the factors",
     "trainable_token_indices": "embeddings of single tokens, trained along with the factors",
     "lora_bias": "a bias beside B",
@@ -83,6 +91,7 @@ class PeftSettings:
     dropout: float
     ranks: dict[str, int]  # PEFT's rank_pattern: for some layers another r
     alphas: dict[str, float]  # and its alpha_pattern
+    dora: bool = False
 
     def of(self, paths: list[str]) -> dict[str, tuple[int, float]]:
         """r and alpha of the layers at `paths`, as PEFT would choose them.
@@ -122,7 +131,7 @@ def _blocks(paths, lists):
     return {path: int(m["number"]) for path, m in matches.items() if m and m["number"]}
 
 
-def write_settings(layers: dict[str, tuple[int, float]], scaling: str, dropout: float = 0.0) -> dict:
+def write_settings(layers: dict[str, tuple[int, float]], scaling: str, dropout: float = 0.0, dora=False) -> dict:
     """PEFT's config for layers with their r and alpha: what most have is the rule, the others are in the patterns."""
     (r, alpha), (ranks, alphas) = zip(*(_rule({p: of[i] for p, of in layers.items()}) for i in (0, 1)))
     config = {
@@ -138,8 +147,8 @@ def write_settings(layers: dict[str, tuple[int, float]], scaling: str, dropout: 
         "use_rslora": scaling == "alpha/sqrt(r)",
         "target_modules": sorted(layers),
     }
-    patterns = {"rank_pattern": ranks, "alpha_pattern": {path: _whole(a) for path, a in alphas.items()}}
-    return config | {key: pattern for key, pattern in patterns.items() if pattern}
+    more = {"rank_pattern": ranks, "alpha_pattern": {path: _whole(a) for path, a in alphas.items()}, "use_dora": dora}
+    return config | {key: value for key, value in more.items() if value}
 
 
 def _rule(values):
@@ -161,17 +170,37 @@ def digest(config: dict) -> str:
     return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_settings(config: dict, path: Path) -> PeftSettings:
-    """The settings in a config that was read from `path`. Raises AdapterError for whatever is not plain LoRA."""
+def _must(config, path):
+    """A function that raises AdapterError with one sentence about a key of `config`, unless something holds."""
 
     def must(holds, key, what, do=AGAIN):
         if not holds:
             found = f"{reprlib.repr(key)[1:-1]}={reprlib.repr(config[key])}" if key in config else f"no {key}"
             raise AdapterError(f"{path} has {found}, but {what}: {do}")
 
+    return must
+
+
+def _no_more_than(known, config, must):
+    for key in sorted(k for k, v in config.items() if v and k not in known | IGNORED):
+        what = f"there is no support here for {EXPLAINED.get(key, 'this option')}"
+        must(False, key, what, ELSEWHERE + "without it")
+
+
+def read_ia3_settings(config: dict, path: Path) -> Targets:
+    """Which layers an IA3 config means. Raises AdapterError for whatever is not plain IA3."""
+    must = _must(config, path)
+    must(config.get("peft_type") == "IA3", "peft_type", "it must be IA3 here")
+    _no_more_than(READ_IA3, config, must)
+    return _targets(config, must)
+
+
+def read_settings(config: dict, path: Path) -> PeftSettings:
+    """The settings in a config that was read from `path`. Raises AdapterError for whatever is not LoRA or DoRA."""
+    must = _must(config, path)
     method, start = config.get("peft_type"), config.get("init_lora_weights")
     do = ELSEWHERE + "with LoRA" if isinstance(method, str) else AGAIN
-    must(method == "LORA", "peft_type", "only adapters of the type LORA load here", do)
+    must(method == "LORA", "peft_type", "only adapters of the types LORA and IA3 load here", do)
     biases = "biases of the base that were trained along do not load here"
     must(config.get("bias", "none") == "none", "bias", biases, ELSEWHERE + 'with bias="none"')
     taken = next((TAKEN[key] for key in TAKEN if isinstance(start, str) and start.startswith(key)), None)
@@ -185,9 +214,8 @@ def read_settings(config: dict, path: Path) -> PeftSettings:
     must(_rank(r), "r", "the rank must be a whole number from 1 up")
     must(_alpha(alpha), "lora_alpha", "alpha must be a finite number")
     must(type(config.get("use_rslora", False)) is bool, "use_rslora", "it must be true or false")
-    for key in sorted(k for k, v in config.items() if v and k not in READ | IGNORED):
-        what = f"there is no support here for {EXPLAINED.get(key, 'this option')}"
-        must(False, key, what, ELSEWHERE + "without it")
+    must(type(config.get("use_dora") or False) is bool, "use_dora", "it must be true or false")
+    _no_more_than(READ, config, must)
     ranks, alphas = (config.get(key) or {} for key in ("rank_pattern", "alpha_pattern"))
     for pattern, key, fine, what in (
         (ranks, "rank_pattern", _rank, "it gives layers a whole number from 1 up"),
@@ -199,7 +227,9 @@ def read_settings(config: dict, path: Path) -> PeftSettings:
     dropout = config.get("lora_dropout") or 0.0
     must(type(dropout) in (int, float) and 0 <= dropout < 1, "lora_dropout", "it must be a share from 0 up to 1")
     scaling = "alpha/sqrt(r)" if config.get("use_rslora") else "alpha/r"
-    return PeftSettings(path, r, alpha, scaling, _targets(config, must), float(dropout), ranks, alphas)
+    return PeftSettings(
+        path, r, alpha, scaling, _targets(config, must), float(dropout), ranks, alphas, bool(config.get("use_dora"))
+    )
 
 
 def _targets(config, must):

@@ -16,17 +16,22 @@ from llm.files import whole_folder
 from llm.lora import lora_layers
 from llm.model import GPT
 from llm.quantize import four_bit_layers
+from llm.relatives import METHODS, method_of
 from llm.tokenizer import GPT2
 
 
 def save(base: Base | GPT, folder: str | Path) -> None:
     """Write a whole model to a new folder, from which `load(folder)` has it back: the merged one, for example.
 
-    Raises BaseError when it still wears LoRA layers or has layers in four bits, the folder holds something, or the disk refuses.
+    Raises BaseError when it still wears LoRA layers or a relative's or has layers in four bits, the folder holds something,
+    or the disk refuses.
     """
     model, folder = getattr(base, "model", base), Path(folder).expanduser()
+    now = METHODS.get(method_of(model))
     if lora_layers(model):
         raise BaseError("this model wears LoRA layers: merge_lora(model) or remove_lora(model) first")
+    if now and (now.layer or not now.merges):
+        raise BaseError(f"this model is prepared for {now.name}: {'merge(model) or ' * now.merges}remove(model) first")
     if four_bit_layers(model):
         raise BaseError("this model has layers in four bits, which no base's files hold: dequantize(model) first")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -1,5 +1,6 @@
-"""The commands that look after the course itself: `doctor`, `fetch`, `pretrain`, `sweep`, `colab`."""
+"""The commands that look after the course itself: `doctor`, `fetch`, `pretrain`, `experiments`, `colab`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -79,26 +80,39 @@ def pretrain(
 
 
 @app.command()
-def sweep(
+def experiments(
     names: Annotated[list[str] | None, Argument(metavar="NAME", hidden=True)] = None,
-    processes: Annotated[int, Option(metavar="N", min=1, help="runs at a time, a core each")] = 1,
+    processes: Annotated[int | None, Option(metavar="N", min=1, help="runs at a time; one a core")] = None,
     device: Device = "cpu",
 ):
-    """Do the recorded sweeps again, or go on with them.
+    """Do the recorded experiments again, or go on with them.
 
-    NAME: rates, ranks, alphas, facts, targets; without one, all.
+    NAME: rates, ranks, alphas, facts, sizes, targets, batches, frozen_a, steps, subspaces, smollm2 and others; without
+    one, all.
 
-    Example: python -m llm sweep ranks
+    Example: python -m llm experiments ranks
     """
+    import os
+    from functools import partial
+
+    from tqdm import tqdm
+
     from llm import files
-    from llm.course import sweeps
+    from llm.course import experiments, subspaces
     from llm.course.figures import at_best_rate, by_rank
     from llm.paths import RESULTS
     from llm.training import best_device
 
-    for name in names or sweeps.SWEEPS:
-        for row in sweeps.sweep(name, processes=processes, device=str(best_device(device))):
-            print(name, "  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+    at_once = processes or os.cpu_count() or 1
+    names = names or [*experiments.EXPERIMENTS, "subspaces"]
+    # an unknown name is refused before the first run
+    left = {name: len(subspaces.RUNS if name == "subspaces" else experiments.missing(name)) for name in names}
+    for name in names:
+        record = subspaces.record if name == "subspaces" else partial(experiments.record, name)
+        rows = record(processes=at_once, device=str(best_device(device)))
+        for row in tqdm(rows, total=left[name], desc=name, unit="run", mininterval=0):
+            tqdm.write(f"{name}  " + "  ".join(f"{k} {v}" for k, v in row.items()), sys.stdout)
+            sys.stdout.flush()
     rows = files.read_csv(RESULTS / "ranks.csv") + at_best_rate(files.read_csv(RESULTS / "facts.csv"))
     by_rank(rows, ("right", "after"), tasks=("facts", "shakespeare")).savefig(RESULTS / "ranks.png", dpi=100)
 

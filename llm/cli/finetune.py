@@ -14,7 +14,7 @@ from typer import Argument, Option
 
 from llm.cli.app import AsJson, Base, Device, Dtype, app, number
 from llm.cli.console import INTERRUPTED, Stop, say, show_json
-from llm.finetune.settings import COURSE_RATE, OTHER_RATE, Settings
+from llm.finetune.settings import COURSE_RATE, METHODS, OTHER_RATE, Settings
 
 RATES = f"peak learning rate: {COURSE_RATE}, real models {OTHER_RATE}"
 
@@ -40,6 +40,7 @@ def finetune(
     data: Annotated[str | None, Argument(metavar="DATA", hidden=True)] = None,
     out: Annotated[Path, Option(metavar="FOLDER", help="where the adapter goes")] = Path("adapters/mine"),
     base: Base = Settings.base,
+    method: Annotated[str, Option(metavar="NAME", help=", ".join(METHODS), show_default=False)] = Settings.method,
     rank: number("r of every layer") = Settings.rank,
     alpha: number("strength of the update", float, "X") = Settings.alpha,
     scaling: Annotated[Scaling, Option(metavar="RULE", help="alpha, alpha/r or alpha/sqrt(r)")] = DEFAULT_SCALING,

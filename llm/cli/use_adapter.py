@@ -60,7 +60,7 @@ def adapters(
     """
     from llm.adapters import inspect_adapter, load_adapter
     from llm.errors import AdapterError, BaseError
-    from llm.lora import remove_lora
+    from llm.relatives import remove
 
     loaded, rows = {None: base and _base(base)}, []  # by scheme: an adapter fits the base as it was when it was trained
     for folder in folders:
@@ -71,7 +71,7 @@ def adapters(
             if base:
                 row["fits"], scheme = False, info.quantized
                 loaded[scheme] = loaded.get(scheme) or _base(base, scheme=scheme)
-                remove_lora(load_adapter(loaded[scheme].model, folder))
+                remove(load_adapter(loaded[scheme].model, folder))
                 row["fits"] = True
         except (AdapterError, BaseError) as error:
             row["error"] = str(error)
@@ -100,17 +100,15 @@ def merge(
     from llm import bases
     from llm.adapters import inspect_adapter, load_adapter
     from llm.finetune.resume import read_report
-    from llm.lora import merge_lora
     from llm.quantize import dequantize
+    from llm.relatives import merge as merge_into
 
     out = out.expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise fail(f"{out} is in use: choose another --out, or move it away")
     scheme = inspect_adapter(adapter).quantized
     loaded = _base(base or read_report(adapter).get("base", "course"), dtype, scheme=scheme)
-    dequantize(
-        merge_lora(load_adapter(loaded.model, adapter))
-    )  # what the adapter was trained over, and not the original
+    dequantize(merge_into(load_adapter(loaded.model, adapter)))  # over what it was trained on, and not the original
     bases.save(loaded, out)
     if as_json:
         show_json(base=loaded.name, adapter=str(adapter), out=str(out))

@@ -9,15 +9,14 @@ import torch
 
 from llm.adapters.folder import CONFIG
 from llm.errors import RunError
-from llm.finetune.run import REPORT, RESUME, VERSION, Run, prepare
+from llm.finetune.run import REPORT, RESUME, VERSION, Run, learned, prepare
 from llm.finetune.settings import Settings
 from llm.finetune.torchrun import ALONE, Group
-from llm.lora import lora_layers
 
 NEW_IN_2 = dict(start="chapter", dropout=0.0, skip_long=False) | dict(
     precision="float32", accumulate=1, checkpointing=False
 )
-NEW_IN_3 = dict(quantize=None)
+NEW_IN_3 = dict(quantize=None, method="lora")
 
 
 def resume(out: Path, given: dict | None = None, device: str = "cpu", group: Group = ALONE) -> Run:
@@ -43,11 +42,10 @@ def resume(out: Path, given: dict | None = None, device: str = "cpu", group: Gro
                 f"--{name} {getattr(settings, name)} is not the {what} that the run in {out} began with: bring that "
                 "back to go on, or choose another --out for a new run"
             )
-    layers = lora_layers(run.base.model)
     try:
         with torch.no_grad():
-            for path, layer in layers.items():
-                for factor, saved in zip((layer.A, layer.B), state["factors"][path], strict=True):
+            for path, own in learned(run.base.model).items():
+                for factor, saved in zip(own, state["factors"][path], strict=True):
                     factor.copy_(saved.view_as(factor))
         run.optimizer.load_state_dict(state["optimizer"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
@@ -70,7 +68,7 @@ def _read(out):
         if version == 1:  # what version 2 added did not exist: this is what was done without it
             state |= dict(curve=[], losses=[], settings=NEW_IN_2 | state["settings"])
         if version in (1, 2):
-            state["settings"] = NEW_IN_3 | state["settings"]
+            state |= dict(settings=NEW_IN_3 | state["settings"])
         types = dict(settings=dict, digests=dict, step=int, factors=dict, optimizer=dict, curve=list, losses=list)
         sound = sound and all(type(state[key]) is kind for key, kind in types.items())
         own, found = {field.name for field in fields(Settings)}, state["settings"].keys()

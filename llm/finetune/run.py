@@ -1,4 +1,4 @@
-"""One LoRA fine-tune of any base on any text, as a generator of steps: saved as it goes.
+"""One fine-tune, by LoRA or a relative, of any base on any text, as a generator of steps: saved as it goes.
 
 The adapter's folder holds the adapter in PEFT's format and, until the run is through, `resume.pt`: settings, factors,
 optimizer state, step. What is random at a step depends on (seed, step, process) alone, so there is no other state.
@@ -19,12 +19,12 @@ from llm.adapters import fingerprint, save_adapter
 from llm.adapters.folder import CONFIG
 from llm.bases import Base
 from llm.errors import CourseError, RunError, SettingError
-from llm.finetune.settings import COURSE_RATE, OTHER_RATE, Settings
+from llm.finetune.settings import COURSE_RATE, OTHER_RATE, TIMES, Settings
 from llm.finetune.targets import targets_of
 from llm.finetune.torchrun import ALONE, Group, guarded
-from llm.lora import apply_lora, lora_layers
 from llm.model import GPTConfig
 from llm.quantize import four_bit_layers
+from llm.relatives import METHODS, layers_of
 from llm.text.dataset import Dataset, load_dataset
 from llm.text.examples import JOIN
 from llm.training import Step, evaluate, make_optimizer, train
@@ -95,7 +95,7 @@ class Run:
         """Write what a resumed run needs, then the adapter; a kill leaves each as it was or as it is."""
         if self.group.rank:
             return
-        factors = {path: [t.detach().cpu() for t in (x.A, x.B)] for path, x in lora_layers(self.base.model).items()}
+        factors = {path: [t.detach().cpu() for t in own] for path, own in learned(self.base.model).items()}
         state = dict(version=VERSION, settings=asdict(self.settings), digests=self.digests, step=self.done)
         state |= dict(factors=factors, optimizer=self.optimizer.state_dict(), curve=self.curve, losses=self.losses)
         files.replace(self.out / RESUME, partial(torch.save, state))
@@ -108,6 +108,11 @@ class Run:
             said = f"{self.settings.seed} {i} {self.group.rank}"
             torch.manual_seed(int.from_bytes(hashlib.sha256(said.encode()).digest()[:7], "big"))  # for dropout
             yield batch
+
+
+def learned(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
+    """What each layer has beside its base, by module path: A and B, and whatever a relative has."""
+    return {path: list(layer.parameters(recurse=False)) for path, layer in layers_of(model).items()}
 
 
 def begin(settings: Settings, out: Path, device: str = "cpu", group: Group = ALONE) -> Run:
@@ -148,7 +153,7 @@ def together(make: Callable[[], Run], group: Group) -> Run:
 
 def _drawn(run):
     """A digest of A and B: they are drawn in each process, and are not sent."""
-    factors = [p.detach().cpu().numpy().tobytes() for p in run.base.model.parameters() if p.requires_grad]
+    factors = [p.detach().cpu().numpy().tobytes() for own in learned(run.base.model).values() for p in own]
     return hashlib.sha256(b"".join(factors)).hexdigest()
 
 
@@ -164,11 +169,12 @@ def prepare(settings: Settings, out: Path, device: str = "cpu", group: Group = A
     digests = {"data": data.digest, "base": fingerprint(base.model)}
     if settings.lr is None:
         small = getattr(base.model, "config", None) == GPTConfig()
-        settings = replace(settings, lr=COURSE_RATE if small else OTHER_RATE)
+        settings = replace(settings, lr=TIMES.get(settings.method, 1) * (COURSE_RATE if small else OTHER_RATE))
     torch.manual_seed(settings.seed)
     try:
         chosen = dict(targets=targets_of(settings.targets), start=settings.start, dropout=settings.dropout)
-        apply_lora(base.model, settings.rank, settings.alpha, settings.scaling, **chosen)
+        method = METHODS[settings.method]
+        method.prepare(base.model, settings.rank, settings.alpha, settings.scaling, **chosen)
     except ValueError as error:  # `lora.py` knows none of our errors
         raise SettingError(str(error)) from None
-    return Run(settings, out, base, data, make_optimizer(base.model, settings.lr), group, digests)
+    return Run(settings, out, base, data, make_optimizer(base.model, method.rates(settings.lr)), group, digests)

@@ -1,4 +1,4 @@
-"""What the words for targets mean, on the command line, in the lab and in the sweeps: which layers LoRA wraps."""
+"""What the words for targets mean, on the command line, in the lab and in the experiments: which layers LoRA wraps."""
 
 import re
 from collections.abc import Callable

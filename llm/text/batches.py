@@ -34,17 +34,29 @@ def draw(n: int, rows: int, seed: int) -> torch.Tensor:
 
 
 def batches(
-    tokens: torch.Tensor, rows: int = 32, block: int = 64, seed: int = 0, start: int = 0, begin: tuple[int, ...] = ()
+    tokens: torch.Tensor,
+    rows: int = 32,
+    block: int = 64,
+    seed: int = 0,
+    start: int = 0,
+    begin: tuple[int, ...] = (),
+    windows: int | None = None,
 ) -> Iterator[Batch]:
     """Random windows of `tokens` for ever: inputs (rows, block) and the same windows one token on.
 
     begin: the tokens that texts of this base began with. They stand before each window, as they will stand before each
     prompt: a model may have put into that place what it cannot read without. What comes next is the middle of a text,
-    and does not count.
+    and does not count. windows: how many different ones there are, drawn once by the seed; by default every one.
     Raises SettingError when the stream is shorter than one window.
     """
     block = _check(tokens, block, begin)
-    return endless(lambda own: _windows(tokens, draw(len(tokens) - block, rows, own), block, begin), seed, start)
+    few = None if windows is None else draw(len(tokens) - block, windows, seed)
+
+    def made(own):
+        at = draw(len(tokens) - block, rows, own) if few is None else few[draw(windows, rows, own)]
+        return _windows(tokens, at, block, begin)
+
+    return endless(made, seed, start)
 
 
 def heldout_batches(

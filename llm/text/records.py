@@ -133,14 +133,14 @@ def make_facts(n: int = FACTS, seed: int = 18) -> list[Record]:
     return [Record(f'Recall "{word}".', json.dumps({"found": rng.choice(words(common=True))})) for word in asked]
 
 
-def fact_batches(
-    rows: int = 32, block: int | None = None, seed: int = 0, tokenizer: Tokenizer = GPT2
+def drawn_batches(
+    records: list[Record], rows: int = 32, block: int | None = None, seed: int = 0, tokenizer: Tokenizer = GPT2
 ) -> Iterator[Batch]:
-    """Rows drawn from `make_facts` for ever; only their answers count."""
-    facts = [as_example(fact, tokenizer) for fact in make_facts()]
+    """Rows drawn from these records for ever, again and again; only their answers count."""
+    known = [as_example(record, tokenizer) for record in records]
 
     def made(own):
-        return pad([facts[i] for i in draw(len(facts), rows, own).tolist()], tokenizer.end, block)
+        return pad([known[i] for i in draw(len(known), rows, own).tolist()], tokenizer.end, block)
 
     return endless(made, seed)
 

@@ -19,19 +19,21 @@ import torch
 
 from llm.adapters import inspect_adapter, save_adapter
 from llm.bases import load_base
+from llm.course.experiments import Recipe
 from llm.course.figures import canvas, training
-from llm.course.sweeps import Recipe
 from llm.course.tasks import load_task, respond
 from llm.course.widgets.explorer import close_parts, live, take_the_place_of_the_last
 from llm.errors import CourseError, SettingError
 from llm.finetune.targets import TARGETS, targets_of
 from llm.finetune.verdict import verdict
-from llm.lora import SCALING, START, apply_lora, lora_disabled, lora_layers, remove_lora
+from llm.lora import SCALING, START
 from llm.model import GPT
+from llm.relatives import METHODS, OPTIONS, disabled, method_of, remove
 from llm.text.batches import UNSEEN
 from llm.text.records import make_records
 from llm.training import best_device, evaluate, train
 
+LIVE = ("lora", "rslora", "dora", "pissa", "lora-fa", "ia3", "bitfit")
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 PROMPTS = {  # made when asked for: a record's words come out of the tokenizer's tables
@@ -94,6 +96,7 @@ class Lab(widgets.VBox):
         self.prompt = widgets.Text(PROMPTS[task](), description="prompt", **wide)
         self.folder = widgets.Text(str(folder), description="folder", **wide)
         self.controls["task"].observe(self._new_task, names="value")
+        self.controls["method"].observe(self._new_method, names="value")
         self._say("ready: choose the settings and press Train")
         self._draw()
         settings = widgets.GridBox(list(self.controls.values()), layout=dict(grid_template_columns="330px 330px"))
@@ -143,7 +146,7 @@ class Lab(widgets.VBox):
         """Forget all runs; the base is as it was."""
         self._stop_all()
         with self._lock:
-            remove_lora(self.model)
+            remove(self.model)
             self.trials.clear()
             self.bar.value, self.table.value, self.answers.value = 0, "", ""
             self._say("ready: choose the settings and press Train")
@@ -198,12 +201,13 @@ class Lab(widgets.VBox):
                 return self._conclude(trial)
             torch.manual_seed(run.seed)
             try:
-                apply_lora(remove_lora(model), run.r, run.alpha, run.scaling, targets_of(run.targets), start=run.start)
+                method, targets = METHODS[run.method], targets_of(run.targets)
+                method.prepare(remove(model), run.r, run.alpha, run.scaling, targets, start=run.start)
             except ValueError as error:  # `lora.py` knows none of our errors
                 raise SettingError(str(error)) from None
             self.bar.max, self.bar.value = run.steps, 0
-            self._measure(trial, 0, task.heldout)  # B is zero: this is the base
-        with closing(train(model, task.batches(run.seed), steps=run.steps, lr=run.lr)) as training:
+            self._measure(trial, 0, task.heldout)  # each of them starts at the base
+        with closing(train(model, task.batches(run.seed), steps=run.steps, lr=method.rates(run.lr))) as training:
             while True:
                 with self._lock:  # once asked to end, the model may be another run's
                     if trial.asked or not (step := next(training, None)):
@@ -246,9 +250,9 @@ class Lab(widgets.VBox):
         if not prompt:
             return self._say("the prompt is empty: type a few words")
         with self._lock:
-            with lora_disabled(self.model):
+            with disabled(self.model):
                 parts = {"base": respond(self.model, task, prompt)}
-            if lora_layers(self.model):
+            if method_of(self.model):
                 parts["with the adapter"] = respond(self.model, task, prompt)
         self.answers.value = "".join(f"<b>{who}</b><pre>{html.escape(text)}</pre>" for who, text in parts.items())
 
@@ -269,6 +273,10 @@ class Lab(widgets.VBox):
         if self.prompt.value == PROMPTS[change["old"]]():  # not one that the learner typed
             self.prompt.value = PROMPTS[change["new"]]()
 
+    def _new_method(self, change):
+        for name in self.controls.keys() & set(OPTIONS):
+            self.controls[name].disabled = name not in METHODS[change["new"]].heeds
+
     def _say(self, text):
         self.status.value = live(text)
 
@@ -284,6 +292,7 @@ def _controls(task):
 
     return {
         "task": pick("task", list(PROMPTS), task),
+        "method": pick("method", list(LIVE), Recipe.method),
         "r": pick("rank r", RANKS, Recipe.r),
         "alpha": widgets.BoundedFloatText(Recipe.alpha, min=0.0, max=256.0, description="alpha"),
         "scaling": pick("scale", list(SCALING), Recipe.scaling),
@@ -307,7 +316,7 @@ def _table(trials):
     def row(cells, tag="td"):
         return "<tr>" + "".join(f'<{tag} style="padding: 0 6px">{cell}</{tag}>' for cell in cells) + "</tr>"
 
-    shown = ("task", "r", "alpha", "scaling", "start", "targets", "lr", "steps")
+    shown = ("task", "method", "r", "alpha", "scaling", "start", "targets", "lr", "steps")
     rows = [row(("run", *shown, "base", "held-out", "s a step", "end", "curve"), "th")]
     for i, t in enumerate(trials, 1):
         measured = (f"{y:.2f}" for y in (t.heldout[0], t.heldout[-1])) if t.heldout else ("", "")

@@ -1,7 +1,7 @@
 """Recorded sweeps as figures: rows of `data/results/*.csv` in, a point a seed."""
 
 from itertools import product
-from math import log10
+from math import inf, log10
 from statistics import median
 
 from matplotlib.figure import Figure
@@ -9,11 +9,18 @@ from matplotlib.figure import Figure
 from llm.course.figures.canvas import axes_gap, label_end, new_axes, spread
 from llm.course.figures.palette import COLOURS, NAMES
 
+Panels = dict[str, dict[str, list[dict]]]  # {title: {label of a curve: its rows}}
 MEASURES = {
     "after": "held-out loss, nats a token",
     "right": "share of answers that are right",
     "speeches_after": "loss on speeches, nats a token",
     "seconds_a_step": "seconds a step",
+    "rank90": "rank that holds 90 % of the update",
+    "lr": "learning rate",
+    "examples": "different examples",
+    "rows": "rows of a batch",
+    "steps": "steps",
+    "r": "rank r",
 }
 
 
@@ -71,6 +78,79 @@ def by_rank(
         axes.set_title(task)
         axes.set_xlabel("rank r")
     return figure
+
+
+def curves(panels: Panels, x: str, measure: str = "after", level: str | None = None) -> Figure:
+    """A measure over the column x, logarithmic: a point a seed, a line through the medians, a label at its end.
+
+    A curve has its method's colour, the lighter the earlier among those of one method. level: a column, drawn dashed;
+    what is worse than it by far leaves the picture.
+    """
+    figure, all_axes = new_axes(8.6 if len(panels) > 1 else 5.8, 3.6, columns=len(panels))
+    for axes, (title, here) in zip(all_axes, panels.items()):
+        axes.set_xscale("log")
+        lines = {label: grouped(rows, x, measure) for label, rows in here.items()}
+        middles = {label: [median(values) for values in found.values()] for label, found in lines.items()}
+        ticks = sorted({at for found in lines.values() for at in found})
+        if level:
+            base = next(iter(here.values()))[0][level]
+            axes.plot([ticks[0], ticks[-1]], [base, base], color=COLOURS["base"], lw=1.2, ls="--")
+        for (label, found), (colour, shade) in zip(lines.items(), _shades(here)):
+            for at, values in found.items():
+                axes.plot([at] * len(values), values, "o", color=colour, alpha=0.3, ms=4, mec="none")
+            axes.plot(list(found), middles[label], color=colour, alpha=shade, marker="o", ms=4)
+        ends = [middle[-1] for middle in middles.values()] + ([base] if level else [])
+        low = min(min(values) for found in lines.values() for values in found.values())
+        top = base + 0.4 * (base - low) if level else inf
+        if max(y for middle in middles.values() for y in middle) > top:
+            axes.set_ylim(low - 0.1 * (top - low), top)
+        ends = [min(end, top) for end in ends]
+        heights = spread(ends, axes_gap([[low, min(top, max(ends))]], ends[0]))
+        for label, colour, y in zip([*here, "base"], [c for c, _ in _shades(here)] + [COLOURS["base"]], heights):
+            label_end(axes, ticks[-1], y, label, colour)
+        axes.set_xticks(ticks, [f"{at:g}" for at in ticks])
+        axes.minorticks_off()
+        axes.set_title(title)
+        axes.set_xlabel(MEASURES[x])
+    all_axes[0].set_ylabel(MEASURES[measure])
+    return figure
+
+
+def frontier(panels: Panels) -> Figure:
+    """What is forgotten over what is learned: a point a learning rate (the median of its seeds), a line from gentle to hot.
+
+    Left and down is better: little loss on the task, little on the speeches. Dashed: what the base loses on them. A rate
+    at which the task was not learned at all is left out.
+    """
+    figure, all_axes = new_axes(8.6, 4.0, columns=len(panels))
+    for axes, (title, here) in zip(all_axes, panels.items()):
+        first, reached, lost = next(iter(here.values()))[0], [], []
+        for (label, rows), (colour, shade) in zip(here.items(), _shades(here)):
+            pairs = zip(*(grouped(rows, "lr", key).values() for key in ("after", "speeches_after")))
+            middle = [(median(after), median(forgot)) for after, forgot in pairs]
+            x, y = zip(*(pair for pair in middle if pair[0] < first["before"]))
+            axes.plot(x, y, color=colour, alpha=shade, marker="o", ms=5, label=label)
+            reached, lost = [*reached, *x], [*lost, *y]
+        axes.axhline(first["speeches_before"], color=COLOURS["base"], lw=1.2, ls="--")
+        if max(reached) > 20 * min(reached):
+            axes.set_xscale("log")
+        axes.set_yscale("log")
+        ticks = [tick for tick in (4.4, 4.6, 4.8, 5, 5.5, 6, 7, 8, 12, 20) if tick < 1.1 * max(lost)]
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_title(title)
+        axes.set_xlabel(MEASURES["after"])
+    all_axes[0].set_ylabel(MEASURES["speeches_after"])
+    all_axes[-1].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _shades(curves):
+    """(colour, opacity) for each curve: of one method the lighter the earlier."""
+    methods = [rows[0]["method"] for rows in curves.values()]
+    for i, method in enumerate(methods):
+        nth, of = methods[:i].count(method) + 1, methods.count(method)
+        yield COLOURS.get(method, COLOURS["other"]), 1 if of == 1 else 0.35 + 0.65 * (nth - 1) / (of - 1)
 
 
 def rates_by_scaling(rows: list[dict]) -> Figure:

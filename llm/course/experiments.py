@@ -1,0 +1,306 @@
+"""Recorded experiments: many small fine-tunes, a row each, in `data/results/` (`python -m llm experiments`).
+
+A row is one run, described in full, and what it measured, on which device. A stopped experiment goes on where it was.
+"""
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from llm import bases, files, spectra
+from llm.adapters import fingerprint
+from llm.course.tasks import ARMS, answers, load_task, score, speeches
+from llm.errors import SettingError, TrainingError
+from llm.finetune.targets import targets_of
+from llm.lora import SCALING, lora_layers
+from llm.paths import RESULTS
+from llm.relatives import METHODS
+from llm.text.batches import UNSEEN
+from llm.text.records import FACTS, make_facts, make_records
+from llm.training import evaluate, train
+
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One fine-tune, described in full; method: one of `relatives.METHODS`, which says what it takes of r to start.
+
+    rows of a batch and different examples: 0 is as many as the task has by itself (`load_task`).
+    """
+
+    task: str = "records"
+    method: str = "lora"
+    r: int = 8
+    alpha: float = 8.0
+    scaling: str = "alpha/r"
+    targets: str = "all"
+    lr: float = ARMS["lora"].lr
+    steps: int = 100
+    seed: int = 0
+    start: str = "chapter"
+    precision: str = "float32"  # said, so that a row does not depend on what the machine multiplies
+    rows: int = 0
+    examples: int = 0
+    model: str = "course"
+
+
+def _arms(task):
+    return [Recipe(task, method, lr=ARMS[method].lr, seed=s) for method in ("full", "norm") for s in SEEDS]
+
+
+def _runs(task: str, method: str, rates: tuple[float, ...], r: int = 8, seeds=SEEDS, **said) -> list[Recipe]:
+    """A run for each rate and seed, alpha = r; the head's products in bfloat16 where it is frozen, as "precisions" says
+    that this changes nothing."""
+    said = dict(precision="float32" if method == "full" else "bfloat16", r=r, alpha=r) | said
+    return [Recipe(task, method, lr=lr, seed=s, **said) for lr in rates for s in seeds]
+
+
+def _plays(method, rates, r=8, **said):
+    """On the plays, in batches of 8: half as many tokens as a notebook's step."""
+    return _runs("shakespeare", method, rates, r, rows=8, **said)
+
+
+# 122,880 numbers train in each; q, k and v are one matrix here
+EQUALLY_MANY = {"all": 15, "attention": 40, "mlp": 24, "c_attn": 60}
+
+EXPERIMENTS: dict[str, list[Recipe]] = {
+    # how far each method comes at each rate, and what it forgets; ARMS in tasks.py takes its rates from here
+    "rates": [
+        *_plays("full", (3e-4, 1e-3, 3e-3)),
+        *_plays("lora", (3e-3, 1e-2, 3e-2), r=1),
+        *_plays("lora", (3e-3, 1e-2, 3e-2, 1e-1), r=8),
+        *_plays("lora", (1e-3, 3e-3, 1e-2, 3e-2), r=64),
+        *_plays("norm", (3e-2,)),
+        *_plays("full", (3e-4, 1e-3, 3e-3), steps=30),
+        *_plays("lora", (3e-3, 1e-2, 3e-2, 1e-1), steps=30),
+        *_runs("records", "full", (3e-4, 1e-3, 3e-3), steps=30),
+        *_runs("records", "lora", (1e-3, 3e-3, 1e-2, 3e-2), r=1, steps=30),
+        *_runs("records", "lora", (1e-3, 3e-3, 1e-2, 3e-2), r=8, steps=30),
+        *_runs("records", "lora", (3e-4, 1e-3, 3e-3, 1e-2), r=64, steps=30),
+        *_runs("records", "norm", (1e-2, 3e-2, 1e-1), steps=30),
+    ],
+    # alpha = r, so that alpha/r is 1 at every rank and the rank alone changes
+    "ranks": [
+        run
+        for task, ranks in {"records": (1, 2, 4, 8, 16, 32, 64), "shakespeare": (1, 4, 16, 64)}.items()
+        for run in _arms(task) + [Recipe(task, r=r, alpha=r, seed=s) for r in ranks for s in SEEDS]
+    ],
+    # the same alpha under three conventions, each over a range of learning rates, at a small rank and a large one
+    "alphas": [
+        Recipe(r=r, alpha=16.0, scaling=scaling, lr=lr, steps=40, seed=s, start=start)
+        for start, rates in {
+            "chapter": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+            "paper": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+        }.items()
+        for scaling in SCALING
+        for r in (4, 64)
+        for lr in rates
+        for s in SEEDS
+    ],
+    # the largest rank of "ranks" once more, at gentler rates
+    "cooler": [Recipe(r=64, alpha=64, lr=lr, seed=s) for lr in (1e-3, 3e-3) for s in SEEDS],
+    # does the head's precision while training change what is learned? (on a processor; on a GPU it is all products')
+    "precisions": [
+        Recipe(task, r=r, alpha=r, seed=s, precision=precision)
+        for task, r in (("records", 1), ("records", 8), ("shakespeare", 8), ("shakespeare", 64))
+        for precision in ("float32", "bfloat16")
+        for s in SEEDS
+    ],
+    # what no prompt gives away must be stored: how much is, by rank, each at its best rate?
+    "facts": [
+        Recipe("facts", method, r=r, alpha=r, lr=lr, steps=200, seed=s)
+        for method, r, rates in [
+            ("full", 8, (1e-3,)),
+            ("norm", 8, (3e-2,)),
+            *(("lora", r, (3e-3, 1e-2)) for r in (1, 4, 8, 64)),
+        ]
+        for lr in rates
+        for s in SEEDS
+    ],
+    # as many steps on fewer and on more: who has room, and who only repeats what he has read?
+    "sizes": [
+        *(
+            run
+            for n in (64, 256, 960)
+            for method, r, lr in (("full", 8, 1e-3), ("lora", 1, 1e-2), ("lora", 8, 1e-2), ("lora", 64, 3e-3))
+            for run in _runs("facts", method, (lr,), r, steps=200, examples=n)
+        ),
+        *_runs("facts", "lora", (1e-2,), r=1, steps=1000),  # is it room that lacks, or time?
+        *(run for m in ("full", "lora") for run in _runs("records", m, (ARMS[m].lr,), steps=30, examples=16)),
+        *_plays("full", (ARMS["full"].lr,), examples=16),
+        *_plays("lora", (ARMS["lora"].lr,), examples=16),
+    ],
+    # r = 8 for each choice; then as many numbers for each
+    "targets": [
+        *(
+            Recipe(task, targets=t, seed=s)
+            for task in ("records", "shakespeare")
+            for t in ("attention", "mlp", "all")
+            for s in SEEDS
+        ),
+        *(
+            run
+            for t, r in EQUALLY_MANY.items()
+            for run in [
+                *_runs("facts", "lora", (3e-3,), r, targets=t, steps=200),
+                *_plays("lora", (1e-2,), r, targets=t),
+            ]
+        ),
+    ],
+    # 6,400 rows in every run, in batches of 16 to 256
+    "batches": [
+        run
+        for rows, full, lora in (
+            (16, (3e-4, 1e-3), (1e-3, 3e-3)),
+            (64, (1e-3, 3e-3), (3e-3, 1e-2)),
+            (256, (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2)),
+        )
+        for method, r, rates in (("full", 8, full), ("lora", 64, lora))
+        for run in _runs("facts", method, rates, r, steps=6400 // rows, rows=rows)
+    ],
+    # A stays as it was drawn: twice as few numbers, and what is lost?
+    "frozen_a": [
+        *_runs("facts", "lora-fa", (1e-2, 3e-2, 1e-1), r=8, steps=200),
+        *_plays("lora-fa", (1e-2, 3e-2, 1e-1)),
+    ],
+    # how the rank of a full update grows with its steps; of the plays "rates" has 30 and 100 steps
+    "steps": [
+        *(run for steps in (10, 30, 100, 300) for run in _runs("facts", "full", (1e-3,), steps=steps)),
+        *_plays("full", (1e-3,), steps=10),
+    ],
+    # rates and forgetting once more, on a model ten times as large
+    "smollm2": [
+        *_runs("shakespeare", "full", (1e-5, 1e-4, 1e-3), model="smollm2", steps=30, rows=4, seeds=(0,)),
+        *_runs("shakespeare", "lora", (1e-4, 1e-3, 1e-2), model="smollm2", steps=30, rows=4, seeds=(0,)),
+    ],
+}
+
+
+def trained(run: Recipe, device: str = "cpu") -> tuple[torch.nn.Module, float]:
+    """The model that a run leaves behind, and the seconds of its median step."""
+    torch.manual_seed(run.seed)
+    base = bases.load(run.model)
+    model, task = base.model, _task(run)
+    method = METHODS[run.method]
+    method.prepare(model, run.r, run.alpha, run.scaling, targets_of(run.targets), run.start)
+    model.to(device)  # wrapped before, by the processor's random numbers: a GPU's are others
+    seconds = []
+    how = dict(steps=run.steps, lr=method.rates(run.lr), precision=run.precision, loss=base.loss)
+    try:
+        for step in train(model, task.batches(run.seed), **how):
+            seconds.append(step.seconds)
+    except TrainingError:  # a rate too hot is a result, too; the weights are those of the last good step
+        pass
+    return model, median(seconds)
+
+
+def measure(run: Recipe, device: str = "cpu") -> dict:
+    """Do one run and measure it: trainable parameters, held-out loss (nats a token) before and after, the loss on the
+    speeches before and after, shares of 100 answers that parse and are right, seconds a step, the base's fingerprint,
+    the device, and the rank that holds 90 % of a matrix's update, the median over the matrices of the blocks."""
+    base, model, seconds = _base(run.model), *trained(run, device)
+    found = dict(trainable=sum(p.numel() for p in model.parameters() if p.requires_grad))
+    for held, before, after in (
+        (_heldout(run), "before", "after"),
+        (_speeches(run.model), "speeches_before", "speeches_after"),
+    ):
+        found |= {before: _of_base(run.model, held), after: evaluate(model, held, base.loss)}
+    asked = {"records": make_records(100, UNSEEN), "facts": make_facts(run.examples or FACTS)[:100]}.get(run.task)
+    scored = score(answers(model, asked, tokenizer=base.tokenizer), asked) if asked else {}
+    found |= dict(parses=scored.get("parses", ""), right=scored.get("right", ""), seconds_a_step=seconds)
+    found["base"] = _fingerprint(run.model)
+    found["device"] = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else device
+    found["rank90"] = median(ranks) if (ranks := _ranks(model, base.model)) else ""
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
+
+
+def _ranks(model, base):
+    """Of each block matrix that moved, the rank that holds 90 % of its update."""
+    if layers := lora_layers(model):
+        updates = [layer.update().detach() for layer in layers.values()]
+    else:
+        was, now = base.state_dict(), model.state_dict()
+        updates = [now[name].cpu() - was[name] for name in spectra.block_matrices(base)]
+    return [spectra.rank_for(spectra.singular_values(update)) for update in updates if update.any()]
+
+
+@cache
+def _base(model):
+    return bases.load(model)  # nobody trains this one: it is what runs are compared with
+
+
+@cache
+def _loaded(task, model, rows, examples):
+    return load_task(task, tokenizer=_base(model).tokenizer, rows=rows or None, examples=examples or None)
+
+
+def _task(run):
+    return _loaded(run.task, run.model, run.rows, run.examples)
+
+
+def _heldout(run):
+    return tuple(_loaded(run.task, run.model, 0, run.examples).heldout)
+
+
+@cache
+def _speeches(model):
+    return tuple(speeches(tokenizer=_base(model).tokenizer))
+
+
+@cache
+def _fingerprint(model):
+    return fingerprint(_base(model).model)
+
+
+@cache
+def _of_base(model, held):
+    return evaluate(_base(model).model, held, _base(model).loss)
+
+
+def missing(name: str, results: Path = RESULTS) -> list[Recipe]:
+    """The runs of an experiment that are not recorded yet. Raises SettingError for an unknown name."""
+    if name not in EXPERIMENTS:
+        raise SettingError(f"there is no experiment called {name!r}: choose one of {', '.join(EXPERIMENTS)}")
+    done = {_described(row) for row in files.read_csv(results / f"{name}.csv")}
+    return [run for run in EXPERIMENTS[name] if tuple(asdict(run).values()) not in done]
+
+
+def _described(row):
+    return tuple(row[key] for key in asdict(Recipe()))
+
+
+def record(name: str, results: Path = RESULTS, processes: int = 1, device: str = "cpu") -> Iterator[dict]:
+    """Do what is missing of an experiment, a row yielded and saved after each run; in several processes at a time.
+
+    Raises SettingError for an unknown name.
+    """
+    path, runs = results / f"{name}.csv", missing(name, results)
+    rows, place = files.read_csv(path), {tuple(asdict(run).values()): i for i, run in enumerate(EXPERIMENTS[name])}
+    for run, found in in_processes(measure, runs, processes, device):
+        rows.append(row := asdict(run) | found)
+        rows.sort(key=lambda row: place.get(_described(row), -1))  # also when the plan has grown in its middle
+        files.write_csv(path, rows)
+        yield row
+
+
+def in_processes(
+    what: Callable[[Recipe, str], object], runs: list[Recipe], processes: int, device: str
+) -> Iterator[tuple[Recipe, object]]:
+    """Run by run, as they come: (run, what(run, device)), in so many processes at a time, a core each."""
+    if processes == 1:
+        yield from ((run, what(run, device)) for run in runs)
+        return
+    # a fresh process each: a fork would share what threads and the GPU hold
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(processes, len(runs)) or 1, torch.set_num_threads, (1,)) as pool:
+        yield from pool.imap_unordered(partial(_with_run, what, device=device), runs)
+
+
+def _with_run(what, run, device):
+    return run, what(run, device)

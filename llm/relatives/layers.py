@@ -1,0 +1,155 @@
+"""Layers that stand where LoRA's wrapper stands: DoRA's and PiSSA's, which are LoRA layers, and IA3's.
+
+Each keeps the frozen `nn.Linear` as `base`, answers as it while `enabled` is False, and has the effective `weight` and
+`bias` of a plain linear. The formulas have W as (in, out); torch keeps its transpose.
+"""
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from llm.lora import LoraLinear
+from llm.quantize import Linear4bit
+
+
+class DoraLinear(LoraLinear):
+    """A length for each output, and a direction that LoRA turns: y = x W' + b, W' = m V / |V|, V = W + s A B.
+
+    x (..., in) -> (..., out); `magnitude` m (out,) starts at W's own lengths, so the first output is the base's. |V| counts
+    as a constant in the gradient (Liu et al. 2024, arXiv 2402.09353, equation 5 and section 4.3). dropout falls on
+    the input of A B alone.
+    """
+
+    def __init__(self, base: nn.Linear, *args, **options):
+        super().__init__(base, *args, **options)
+        self.magnitude = nn.Parameter(self.lengths())
+
+    def lengths(self) -> torch.Tensor:
+        """|V| (out,), without a gradient."""
+        with torch.no_grad():
+            return self.turned().norm(dim=1).clamp(min=1e-12)  # an output that is all zeros has no direction
+
+    def turned(self) -> torch.Tensor:
+        """V (out, in), in A's precision."""
+        return self.base.weight.to(self.A.dtype) + super().update()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.base(x)
+        if not self.enabled:
+            return y
+        g = self.magnitude / self.lengths()  # (out,)
+        own = y if self.bias is None else y - self.bias  # (..., out), x W
+        x = F.dropout(x.to(self.A.dtype), self.dropout, self.training)
+        low = self.scale * (x @ self.A)  # (..., r)
+        return y + ((g - 1) * own + g * (low @ self.B)).to(y.dtype)  # written so, g = 1 leaves y bit for bit
+
+    def update(self) -> torch.Tensor:
+        """W' - W (out, in), in A's precision."""
+        g = self.magnitude / self.lengths()
+        return g[:, None] * self.turned() - self.base.weight.to(self.A.dtype)
+
+
+class PissaLinear(LoraLinear):
+    """LoRA that begins with W's largest singular parts: y = x (R + s A B) + b, R = W - s A0 B0 frozen.
+
+    W = U S V.T;   A0 = U_r sqrt(S_r / s) (in, r),   B0 = sqrt(S_r / s) V_r.T (r, out)
+
+    So A B is not zero at the start, and the output is yet the base's, up to rounding (Meng et al. 2024, arXiv
+    2404.02948, section 3). `residual` is R as torch keeps it, (out, in); `base` stays what it was, so that the layer
+    can be taken off. Raises ValueError when W is not finite or in four bits, or alpha is not above 0.
+    """
+
+    def __init__(self, base: nn.Linear, r: int = 8, alpha: float = 16.0, *args, **options):
+        refuse_no_parts(base, alpha)
+        super().__init__(base, r, alpha, *args, **options)
+        W = base.weight.detach().to(self.A.dtype)
+        V, S, Ut = torch.linalg.svd(W, full_matrices=False)  # of the transpose: (out, k), (k,), (k, in)
+        root = (S[:r] / self.scale).sqrt()
+        with torch.no_grad():
+            self.A.copy_((root[:, None] * Ut[:r]).T), self.B.copy_((V[:, :r] * root).T)
+            made = dict(A0=self.A.clone(), B0=self.B.clone(), residual=(W - super().update()).to(base.weight.dtype))
+        for name, tensor in made.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.enabled:
+            return self.base(x)
+        y = F.linear(x, self.residual, self.bias)
+        x = F.dropout(x.to(self.A.dtype), self.dropout, self.training)
+        return y + (self.scale * (x @ self.A) @ self.B).to(y.dtype)
+
+    def update(self) -> torch.Tensor:
+        """W' - W (out, in), in A's precision: s (A B - A0 B0), up to R's rounding."""
+        W = self.base.weight.to(self.A.dtype)
+        return self.residual.to(self.A.dtype) - W + super().update()
+
+    def plain(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A (in, 2r) and B (2r, out) of the ordinary LoRA on the original base that says the same, under the same scale.
+
+        s A B - s A0 B0 = s [A, A0] [B; -B0] (the paper's appendix). Where 2r is more than W's smaller side, that many.
+        """
+        A, B = torch.cat((self.A, self.A0), dim=1), torch.cat((self.B, -self.B0))
+        if A.size(1) <= min(self.in_features, self.out_features):
+            return A, B
+        product, eye = A @ B, torch.eye(min(self.in_features, self.out_features), dtype=A.dtype, device=A.device)
+        return (product, eye) if self.out_features <= self.in_features else (eye, product)
+
+
+def refuse_no_parts(base: nn.Linear, alpha: float) -> None:
+    """Raise ValueError unless PiSSA can take `base` apart, and put it together again."""
+    if not alpha > 0:
+        raise ValueError(f"alpha={alpha:g} makes no sense for PiSSA, which divides by it: give a number above 0")
+    if isinstance(base, Linear4bit):
+        raise ValueError("PiSSA over four bits would keep a dense residual of each layer: take lora, dora or ia3")
+    if base.weight.is_floating_point() and not base.weight.isfinite().all():
+        raise ValueError("a weight of the base is NaN or infinite, and has no singular values: load the base again")
+
+
+class Ia3Linear(nn.Module):
+    """A frozen `nn.Linear` whose outputs or inputs are scaled: y = l * (x W + b), or y = (l * x) W + b.
+
+    side: "out" or "in"; first: where l begins, what comes before it is left as it is (of q, k and v in one product q). l
+    starts at 1 (Liu et al. 2022, arXiv 2205.05638, section 3.3).
+    """
+
+    def __init__(self, base: nn.Linear, side: str = "out", first: int = 0):
+        super().__init__()
+        self.in_features, self.out_features, self.side, self.first = base.in_features, base.out_features, side, first
+        size = (base.out_features if side == "out" else base.in_features) - first
+        precision = torch.promote_types(base.weight.dtype, torch.float32)
+        self.l = nn.Parameter(torch.ones(size, dtype=precision, device=base.weight.device))
+        self.enabled = True
+        self.base = base.requires_grad_(False)
+        self.train(base.training)
+
+    def factors(self) -> torch.Tensor:
+        """l for all outputs or inputs, 1 where it does not reach."""
+        return F.pad(self.l, (self.first, 0), value=1.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.enabled:
+            return self.base(x)
+        if self.side == "in":
+            return self.base((x * self.factors()).to(x.dtype))
+        y = self.base(x)
+        return (y * self.factors()).to(y.dtype)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The effective weight (out, in) in the base's dtype."""
+        W, factors = self.base.weight, self.factors()
+        return (W * (factors[:, None] if self.side == "out" else factors)).to(W.dtype) if self.enabled else W
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        b = self.base.bias
+        return (b * self.factors()).to(b.dtype) if b is not None and self.side == "out" and self.enabled else b
+
+    def merged(self) -> nn.Linear:
+        """A plain linear with a weight and bias of its own that says the same."""
+        W, b = self.weight, self.bias
+        linear = nn.Linear(self.in_features, self.out_features, bias=b is not None, device="meta")
+        linear.weight = nn.Parameter(W.detach().clone(), requires_grad=False)
+        if b is not None:
+            linear.bias = nn.Parameter(b.detach().clone(), requires_grad=False)
+        return linear.train(self.training)
