@@ -123,19 +123,6 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
         for lr in rates
         for s in SEEDS
     ],
-    # as many steps on fewer and on more: who has room, and who only repeats what he has read?
-    "sizes": [
-        *(
-            run
-            for n in (64, 256, 960)
-            for method, r, lr in (("full", 8, 1e-3), ("lora", 1, 1e-2), ("lora", 8, 1e-2), ("lora", 64, 3e-3))
-            for run in _runs("facts", method, (lr,), r, steps=200, examples=n)
-        ),
-        *_runs("facts", "lora", (1e-2,), r=1, steps=1000),  # is it room that lacks, or time?
-        *(run for m in ("full", "lora") for run in _runs("records", m, (ARMS[m].lr,), steps=30, examples=16)),
-        *_plays("full", (ARMS["full"].lr,), examples=16),
-        *_plays("lora", (ARMS["lora"].lr,), examples=16),
-    ],
     # r = 8 for each choice; then as many numbers for each
     "targets": [
         *(
@@ -171,13 +158,8 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
     ],
     # how the rank of a full update grows with its steps; of the plays "rates" has 30 and 100 steps
     "steps": [
-        *(run for steps in (10, 30, 100, 300) for run in _runs("facts", "full", (1e-3,), steps=steps)),
+        *(run for steps in (10, 30, 100) for run in _runs("facts", "full", (1e-3,), steps=steps)),
         *_plays("full", (1e-3,), steps=10),
-    ],
-    # rates and forgetting once more, on a model ten times as large
-    "smollm2": [
-        *_runs("shakespeare", "full", (1e-5, 1e-4, 1e-3), model="smollm2", steps=30, rows=4, seeds=(0,)),
-        *_runs("shakespeare", "lora", (1e-4, 1e-3, 1e-2), model="smollm2", steps=30, rows=4, seeds=(0,)),
     ],
 }
 
