@@ -100,12 +100,13 @@ def curves(panels: Panels, x: str, measure: str = "after", level: str | None = N
                 axes.plot([at] * len(values), values, "o", color=colour, alpha=0.3, ms=4, mec="none")
             axes.plot(list(found), middles[label], color=colour, alpha=shade, marker="o", ms=4)
         ends = [middle[-1] for middle in middles.values()] + ([base] if level else [])
-        low = min(min(values) for found in lines.values() for values in found.values())
+        every = [value for found in lines.values() for values in found.values() for value in values]
+        low = min(every)
         top = base + 0.4 * (base - low) if level else inf
         if max(y for middle in middles.values() for y in middle) > top:
             axes.set_ylim(low - 0.1 * (top - low), top)
         ends = [min(end, top) for end in ends]
-        heights = spread(ends, axes_gap([[low, min(top, max(ends))]], ends[0]))
+        heights = spread(ends, axes_gap([[low, min(top, max(every))]], low))
         for label, colour, y in zip([*here, "base"], [c for c, _ in _shades(here)] + [COLOURS["base"]], heights):
             label_end(axes, ticks[-1], y, label, colour)
         axes.set_xticks(ticks, [f"{at:g}" for at in ticks])
