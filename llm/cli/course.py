@@ -87,8 +87,7 @@ def experiments(
 ):
     """Do the recorded experiments again, or go on with them.
 
-    NAME: rates, ranks, alphas, facts, sizes, targets, batches, frozen_a, steps, subspaces, smollm2 and others; without
-    one, all.
+    NAME: rates, ranks, alphas, facts, targets, batches, frozen_a, steps, subspaces and others; without one, all.
 
     Example: python -m llm experiments ranks
     """
