@@ -22,7 +22,7 @@ from llm.model import GPT, GPTConfig
 from llm.paths import RESULTS
 from llm.spectra import block_matrices, rank_for
 from llm.text.batches import batches, heldout_batches
-from llm.training import own_loss
+from llm.training import own_loss, train
 
 RUNS = [Recipe(seed=s, r=r, alpha=r) for r in (1, 2) for s in (0, 1)] + [Recipe(method="norm", lr=3e-2)]
 
@@ -260,3 +260,17 @@ def test_a_run_measures_the_rank_that_holds_90_percent_of_its_updates(toy, metho
     ranks = [rank_for(torch.linalg.svdvals(update.detach().double())) for update in updates]
     assert found == median(ranks) and (method == "full" or found <= 2)
     assert measure(replace(run, method="norm"))["rank90"] == ""
+
+
+def test_a_run_trains_at_the_rates_that_its_method_makes_of_one(toy, monkeypatch):
+    given = []
+
+    def spied(model, batches, lr, **how):
+        given.append(lr)
+        return train(model, batches, lr=lr, **how)
+
+    monkeypatch.setattr(experiments, "train", spied)
+    for method in ("lora", "lora+"):
+        experiments.trained(Recipe(method=method, r=2, steps=1, lr=1e-3))
+    plain, plus = given
+    assert plain == 1e-3 and (plus("h.0.A"), plus("h.0.B")) == (1e-3, 16e-3)

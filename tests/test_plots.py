@@ -191,3 +191,9 @@ def test_the_frontier_has_a_point_for_each_rate_and_a_level_for_what_the_base_kn
     first, level = axes.lines
     assert (list(first.get_xdata()), list(first.get_ydata())) == ([4, 2], [5, 9])
     assert set(level.get_ydata()) == {4.0} and axes.get_yscale() == "log"
+
+
+def test_the_frontier_leaves_out_a_rate_at_which_the_task_was_not_learned():
+    broken = recorded("lora", (0.1, 3, 5), (0.2, 6, 9), before=5.0)
+    [axes, _] = figures.frontier({"facts": {"r = 1": broken}, "plays": {"r = 1": LORA}}).axes
+    assert (list(axes.lines[0].get_xdata()), list(axes.lines[0].get_ydata())) == ([3], [5])

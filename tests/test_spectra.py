@@ -86,6 +86,7 @@ def test_the_overlap_of_two_spans_is_one_for_the_same_zero_for_orthogonal_ones_a
     assert spectra.overlap(leading, Q[:, 3:9], 3, 6) == pytest.approx(0, abs=1e-12)
     assert spectra.overlap(Q[:, :1], leading, 1, 1) == pytest.approx(1)
     assert spectra.overlap(Q[:, 2:3], leading, 1, 2) == pytest.approx(0, abs=1e-12)
+    assert spectra.overlap(Q[:, :1], leading, 1, 3) == pytest.approx(1)  # of the smaller span, all there is
     g = torch.Generator().manual_seed(1)
     noise = [torch.randn(40, 8, generator=g) for _ in range(40)]
     found = [spectra.overlap(a, b, 8, 8) for a, b in zip(noise[::2], noise[1::2])]
