@@ -20,6 +20,7 @@ from llm.course.tasks import ARMS, Task
 from llm.lora import apply_lora, lora_layers
 from llm.model import GPT, GPTConfig
 from llm.paths import RESULTS
+from llm.quantize import four_bit_layers, quantize, read_scheme
 from llm.spectra import block_matrices, rank_for
 from llm.text.batches import batches, heldout_batches
 from llm.training import own_loss, train
@@ -191,8 +192,13 @@ def toy(monkeypatch):
     held = heldout_batches(tokens, 4, 16, 2)
     task = Task("records", lambda seed: batches(tokens, 4, 16, seed=seed), held)
     course = SimpleNamespace(model=base(), tokenizer=None, loss=own_loss)
-    monkeypatch.setattr(experiments, "_base", lambda name: course)
-    monkeypatch.setattr(experiments.bases, "load", lambda name: SimpleNamespace(**vars(course) | dict(model=base())))
+
+    def load(name, scheme=None):
+        model = quantize(base(), **read_scheme(scheme)) if scheme else base()
+        return SimpleNamespace(**vars(course) | dict(model=model))
+
+    monkeypatch.setattr(experiments, "_base", lambda name, scheme="": load(name, scheme) if scheme else course)
+    monkeypatch.setattr(experiments.bases, "load", load)
     monkeypatch.setattr(experiments, "load_task", lambda *said, **sizes: asked.append(sizes) or task)
     monkeypatch.setattr(experiments, "speeches", lambda **said: held)
     monkeypatch.setattr(experiments, "answers", lambda model, records, tokenizer: [records[0].answer] * len(records))
@@ -274,3 +280,33 @@ def test_a_run_trains_at_the_rates_that_its_method_makes_of_one(toy, monkeypatch
         experiments.trained(Recipe(method=method, r=2, steps=1, lr=1e-3))
     plain, plus = given
     assert plain == 1e-3 and (plus("h.0.A"), plus("h.0.B")) == (1e-3, 16e-3)
+
+
+QLORA = Recipe(r=2, alpha=2.0, steps=20, lr=3e-2, quantize="nf4")
+
+
+def test_over_four_bits_a_run_begins_and_ends_where_these_are(toy):
+    whole, four = measure(replace(QLORA, quantize="")), measure(QLORA)
+    assert four["before"] != whole["before"] and four["speeches_before"] == four["before"]
+    assert four["after"] < four["before"] and four["after"] == pytest.approx(whole["after"], abs=0.1)
+    assert four["base"] == whole["base"] and four["trainable"] == whole["trainable"]
+
+
+def test_an_adapter_is_merged_into_what_it_saw_or_into_what_was_before_or_is_rounded_again(toy):
+    found = {merge: measure(replace(QLORA, merge=merge)) for merge in ("", *experiments.MERGES)}
+    same = [{key: row[key] for key in ("before", "trainable", "rank90")} for row in found.values()]
+    assert same[1:] == same[:-1]
+    assert found["dequantised"]["after"] == pytest.approx(found[""]["after"], abs=1e-3)
+    assert len({row["after"] for row in found.values()}) >= 3
+
+
+@pytest.mark.parametrize("merge", experiments.MERGES)
+def test_a_merged_model_wears_no_adapter_and_is_in_four_bits_only_where_it_was_rounded_again(toy, merge):
+    run = replace(QLORA, merge=merge)
+    model, base = experiments.trained(run)[0], experiments._base("course").model
+    updates = {path: layer.update().detach() for path, layer in lora_layers(model).items()}
+    merged = experiments._merged(run, model)
+    assert not lora_layers(merged) and len(four_bit_layers(merged)) == (len(updates) if merge == "again" else 0)
+    for path, update in updates.items():
+        off = (merged.get_submodule(path).weight - update - base.get_submodule(path).weight).abs().max()
+        assert (off < 1e-6) == (merge == "original")

@@ -17,21 +17,26 @@ from llm.adapters import fingerprint
 from llm.course.tasks import ARMS, answers, load_task, score, speeches
 from llm.errors import SettingError, TrainingError
 from llm.finetune.targets import targets_of
-from llm.lora import SCALING, lora_layers
+from llm.lora import SCALING, lora_layers, merge_lora
 from llm.paths import RESULTS
+from llm.quantize import quantize, read_scheme
 from llm.relatives import METHODS
 from llm.text.batches import UNSEEN
 from llm.text.records import FACTS, make_facts, make_records
 from llm.training import evaluate, train
 
 SEEDS = (0, 1, 2)
+# what an adapter trained over four bits may be merged into: what it saw, in floats; the base as it was before it was
+# rounded; the first of them rounded once more
+MERGES = ("dequantised", "original", "again")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One fine-tune, described in full; method: one of `relatives.METHODS`, which says what it takes of r to start.
 
-    rows of a batch and different examples: 0 is as many as the task has by itself (`load_task`).
+    rows of a batch and different examples: 0 is as many as the task has by itself (`load_task`). quantize: the base's
+    scheme, a word as `bases.load` takes it; merge: "" or one of MERGES.
     """
 
     task: str = "records"
@@ -48,6 +53,8 @@ class Recipe:
     rows: int = 0
     examples: int = 0
     model: str = "course"
+    quantize: str = ""
+    merge: str = ""
 
 
 def _arms(task):
@@ -156,6 +163,15 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
         *_runs("facts", "lora-fa", (1e-2, 3e-2, 1e-1), r=8, steps=200),
         *_plays("lora-fa", (1e-2, 3e-2, 1e-1)),
     ],
+    # over four bits instead of 32, as it is and merged
+    "qlora": [
+        run
+        for quantize, merge in (("", ""), ("nf4", ""), *(("nf4", merge) for merge in MERGES))
+        for run in [
+            *_runs("records", "lora", (1e-2,), steps=30, quantize=quantize, merge=merge),
+            *_plays("lora", (1e-2,), quantize=quantize, merge=merge),
+        ]
+    ],
     # how the rank of a full update grows with its steps; of the plays "rates" has 30 and 100 steps
     "steps": [
         *(run for steps in (10, 30, 100) for run in _runs("facts", "full", (1e-3,), steps=steps)),
@@ -167,7 +183,7 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
 def trained(run: Recipe, device: str = "cpu") -> tuple[torch.nn.Module, float]:
     """The model that a run leaves behind, and the seconds of its median step."""
     torch.manual_seed(run.seed)
-    base = bases.load(run.model)
+    base = bases.load(run.model, scheme=run.quantize or None)
     model, task = base.model, _task(run)
     method = METHODS[run.method]
     method.prepare(model, run.r, run.alpha, run.scaling, targets_of(run.targets), run.start)
@@ -186,19 +202,21 @@ def measure(run: Recipe, device: str = "cpu") -> dict:
     """Do one run and measure it: trainable parameters, held-out loss (nats a token) before and after, the loss on the
     speeches before and after, shares of 100 answers that parse and are right, seconds a step, the base's fingerprint,
     the device, and the rank that holds 90 % of a matrix's update, the median over the matrices of the blocks."""
-    base, model, seconds = _base(run.model), *trained(run, device)
+    base, (model, seconds) = _base(run.model), trained(run, device)
     found = dict(trainable=sum(p.numel() for p in model.parameters() if p.requires_grad))
+    ranks = _ranks(model, base.model)
+    model = _merged(run, model)
     for held, before, after in (
         (_heldout(run), "before", "after"),
         (_speeches(run.model), "speeches_before", "speeches_after"),
     ):
-        found |= {before: _of_base(run.model, held), after: evaluate(model, held, base.loss)}
+        found |= {before: _of_base(run.model, run.quantize, held), after: evaluate(model, held, base.loss)}
     asked = {"records": make_records(100, UNSEEN), "facts": make_facts(run.examples or FACTS)[:100]}.get(run.task)
     scored = score(answers(model, asked, tokenizer=base.tokenizer), asked) if asked else {}
     found |= dict(parses=scored.get("parses", ""), right=scored.get("right", ""), seconds_a_step=seconds)
     found["base"] = _fingerprint(run.model)
     found["device"] = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else device
-    found["rank90"] = median(ranks) if (ranks := _ranks(model, base.model)) else ""
+    found["rank90"] = median(ranks) if ranks else ""
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
 
 
@@ -212,9 +230,20 @@ def _ranks(model, base):
     return [spectra.rank_for(spectra.singular_values(update)) for update in updates if update.any()]
 
 
+def _merged(run, model):
+    """The trained model with its adapter merged as the recipe says, or not."""
+    if not run.merge:
+        return model
+    if run.merge == "original":
+        whole = bases.load(run.model).model.to(next(model.parameters()).device)
+        for path, layer in lora_layers(model).items():
+            layer.base = whole.get_submodule(path).requires_grad_(False)
+    return quantize(merge_lora(model), **read_scheme(run.quantize)) if run.merge == "again" else merge_lora(model)
+
+
 @cache
-def _base(model):
-    return bases.load(model)  # nobody trains this one: it is what runs are compared with
+def _base(model, scheme=""):
+    return bases.load(model, scheme=scheme or None)  # nobody trains this one: it is what runs are compared with
 
 
 @cache
@@ -241,8 +270,8 @@ def _fingerprint(model):
 
 
 @cache
-def _of_base(model, held):
-    return evaluate(_base(model).model, held, _base(model).loss)
+def _of_base(model, scheme, held):
+    return evaluate(_base(model, scheme).model, held, _base(model).loss)
 
 
 def missing(name: str, results: Path = RESULTS) -> list[Recipe]:
