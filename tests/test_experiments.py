@@ -21,6 +21,7 @@ from llm.lora import apply_lora, lora_layers
 from llm.model import GPT, GPTConfig
 from llm.paths import RESULTS
 from llm.quantize import four_bit_layers, quantize, read_scheme
+from llm.relatives import METHODS
 from llm.spectra import block_matrices, rank_for
 from llm.text.batches import batches, heldout_batches
 from llm.training import own_loss, train
@@ -170,6 +171,16 @@ def of_rates(task, method, measure):
 def test_an_arms_rate_is_near_the_best_of_its_recorded_rates(task, method):
     found = of_rates(task, method, "after")
     assert len(found) >= 3 and found[ARMS[method].lr] < min(found.values()) + 0.1
+
+
+@pytest.mark.parametrize("place, task", enumerate(["shakespeare", "facts"]))
+@pytest.mark.parametrize("method", METHODS)
+def test_every_methods_best_rate_lies_within_those_tried_and_has_three_seeds(method, place, task):
+    rows = [row for row in files.read_csv(RESULTS / "relatives.csv") if (row["task"], row["method"]) == (task, method)]
+    tried = {row["lr"]: row["after"] for row in rows if row["seed"] == 0}
+    best = min(tried, key=tried.__getitem__)
+    assert len(tried) >= 5 and min(tried) < best < max(tried)
+    assert best == experiments.BEST[method][place] and len([row for row in rows if row["lr"] == best]) == 3
 
 
 @pytest.mark.parametrize("method", ARMS)

@@ -76,6 +76,43 @@ def _plays(method, rates, r=8, **said):
 # 122,880 numbers train in each; q, k and v are one matrix here
 EQUALLY_MANY = {"all": 15, "attention": 40, "mlp": 24, "c_attn": 60}
 
+# For each method the rates tried, on the plays and on the facts: half powers of ten until the best one lies within, and
+# quarters beside it.
+RATES = {
+    "lora": ((1e-3, 3e-3, 1e-2, 1.8e-2, 3e-2, 5.6e-2, 1e-1), (1e-3, 3e-3, 5.6e-3, 1e-2, 1.8e-2, 3e-2, 1e-1)),
+    "rslora": ((1e-3, 3e-3, 5.6e-3, 1e-2, 1.8e-2, 3e-2, 1e-1), (1e-3, 1.8e-3, 3e-3, 5.6e-3, 1e-2, 3e-2, 1e-1)),
+    "lora+": ((1e-4, 3e-4, 5.6e-4, 1e-3, 1.8e-3, 3e-3, 1e-2), (1e-4, 3e-4, 5.6e-4, 1e-3, 1.8e-3, 3e-3, 1e-2)),
+    "lora-fa": ((3e-3, 1e-2, 1.8e-2, 3e-2, 5.6e-2, 1e-1, 3e-1), (3e-3, 5.6e-3, 1e-2, 1.8e-2, 3e-2, 1e-1, 3e-1)),
+    "dora": ((1e-3, 3e-3, 1e-2, 1.8e-2, 3e-2, 5.6e-2, 1e-1), (1e-3, 3e-3, 5.6e-3, 1e-2, 1.8e-2, 3e-2, 1e-1)),
+    "pissa": ((3e-4, 1e-3, 3e-3, 5.6e-3, 1e-2, 1.8e-2, 3e-2), (3e-4, 1e-3, 1.8e-3, 3e-3, 5.6e-3, 1e-2, 3e-2)),
+    "ia3": ((1e-2, 3e-2, 5.6e-2, 1e-1, 1.8e-1, 3e-1, 1.0), (1e-2, 3e-2, 1e-1, 3e-1, 5.6e-1, 1.0, 3.0)),
+    "prefix": ((1e-3, 3e-3, 5.6e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0), (1e-2, 3e-2, 1e-1, 1.8e-1, 3e-1, 5.6e-1, 1.0)),
+    "prompt": ((1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0), (1e-2, 3e-2, 1e-1, 3e-1, 5.6e-1, 1.0, 3.0)),
+    "bitfit": ((3e-3, 1e-2, 3e-2, 1e-1, 1.8e-1, 3e-1, 5.6e-1, 1.0), (3e-3, 1e-2, 1.8e-2, 3e-2, 5.6e-2, 1e-1, 3e-1)),
+    "norm": ((3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), (3e-3, 1e-2, 3e-2, 5.6e-2, 1e-1, 1.8e-1, 3e-1)),
+    "full": ((1e-4, 3e-4, 1e-3, 1.8e-3, 3e-3, 5.6e-3, 1e-2), (1e-4, 3e-4, 5.6e-4, 1e-3, 1.8e-3, 3e-3, 1e-2)),
+}
+# of these the best, where the other seeds run, too
+BEST = {
+    "lora": (3e-2, 1e-2),
+    "rslora": (1e-2, 3e-3),
+    "lora+": (1.8e-3, 5.6e-4),
+    "lora-fa": (1.8e-2, 1e-2),
+    "dora": (3e-2, 1e-2),
+    "pissa": (5.6e-3, 5.6e-3),
+    "ia3": (1e-1, 5.6e-1),
+    "prefix": (3e-3, 3e-1),
+    "prompt": (3e-4, 1.0),
+    "bitfit": (3e-1, 1.8e-2),
+    "norm": (1e-3, 1e-1),
+    "full": (1.8e-3, 3e-3),
+}
+
+
+def _compared(method, plays, facts, seeds=(0,)):
+    return [*_plays(method, plays, seeds=seeds), *_runs("facts", method, facts, steps=200, seeds=seeds)]
+
+
 EXPERIMENTS: dict[str, list[Recipe]] = {
     # how far each method comes at each rate, and what it forgets; ARMS in tasks.py takes its rates from here
     "rates": [
@@ -123,9 +160,9 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
     "facts": [
         Recipe("facts", method, r=r, alpha=r, lr=lr, steps=200, seed=s)
         for method, r, rates in [
-            ("full", 8, (1e-3,)),
+            ("full", 8, (1e-3, 3e-3)),
             ("norm", 8, (3e-2,)),
-            *(("lora", r, (3e-3, 1e-2)) for r in (1, 4, 8, 64)),
+            *(("lora", r, (3e-3, 5.6e-3, 1e-2)) for r in (1, 4, 8, 64)),
         ]
         for lr in rates
         for s in SEEDS
@@ -162,6 +199,12 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
     "frozen_a": [
         *_runs("facts", "lora-fa", (1e-2, 3e-2, 1e-1), r=8, steps=200),
         *_plays("lora-fa", (1e-2, 3e-2, 1e-1)),
+    ],
+    # every method at rates of its own, and once more at the best of them
+    "relatives": [
+        run
+        for method, rates in RATES.items()
+        for run in [*_compared(method, *rates), *_compared(method, *([lr] for lr in BEST[method]), seeds=SEEDS[1:])]
     ],
     # over four bits instead of 32, as it is and merged
     "qlora": [
@@ -226,7 +269,8 @@ def _ranks(model, base):
         updates = [layer.update().detach() for layer in layers.values()]
     else:
         was, now = base.state_dict(), model.state_dict()
-        updates = [now[name].cpu() - was[name] for name in spectra.block_matrices(base)]
+        moved = [name for name in spectra.block_matrices(base) if name in now]
+        updates = [now[name].cpu() - was[name] for name in moved]
     return [spectra.rank_for(spectra.singular_values(update)) for update in updates if update.any()]
 
 
