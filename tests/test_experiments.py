@@ -173,7 +173,7 @@ def test_an_arms_rate_is_near_the_best_of_its_recorded_rates(task, method):
     assert len(found) >= 3 and found[ARMS[method].lr] < min(found.values()) + 0.1
 
 
-@pytest.mark.parametrize("place, task", enumerate(["shakespeare", "facts"]))
+@pytest.mark.parametrize("place, task", [(0, "shakespeare"), (1, "facts")])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_methods_best_rate_lies_within_those_tried_and_has_three_seeds(method, place, task):
     rows = [row for row in files.read_csv(RESULTS / "relatives.csv") if (row["task"], row["method"]) == (task, method)]

@@ -167,6 +167,19 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
         for lr in rates
         for s in SEEDS
     ],
+    # as many steps on fewer facts and on more: who has room, and who only repeats what he has read? "facts" has 512
+    "sizes": [
+        *(
+            run
+            for n in (64, 256, 960)
+            for method, r, lr in (("full", 8, 3e-3), ("lora", 1, 1e-2), ("lora", 64, 3e-3))
+            for run in _runs("facts", method, (lr,), r, steps=200, examples=n)
+        ),
+        *(run for m in ("full", "lora") for run in _runs("records", m, (ARMS[m].lr,), steps=30, examples=16)),
+        *(run for m in ("full", "lora") for run in _plays(m, (ARMS[m].lr,), examples=16)),
+        # is it room that rank 1 lacks, or time? all 512 facts, in five times the steps
+        *_runs("facts", "lora", (1e-2,), r=1, steps=1000),
+    ],
     # r = 8 for each choice; then as many numbers for each
     "targets": [
         *(
