@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm.course.comparison import at_best, best_rate, by_method, by_rate, forgotten, order
+from llm.course.comparison import at_best, best_rate, by_method, by_rate, forgotten, half_powers, order
 
 
 def rows(method, points, task="facts"):
@@ -30,6 +30,12 @@ def test_rows_are_told_apart_by_task_and_method():
     mixed = rows("lora", [(0.1, 0, 1)]) + rows("lora", [(0.1, 0, 2)], "plays") + rows("full", [(0.1, 0, 3)])
     found = by_method(mixed, "facts")
     assert {name: [row["after"] for row in here] for name, here in found.items()} == {"lora": [1], "full": [3]}
+
+
+def test_the_coarse_grid_has_half_powers_of_ten():
+    rates = [1e-4, 3e-4, 5.6e-4, 1e-3, 1.8e-3, 3e-3, 1e-2, 0.1, 0.18, 0.3, 0.56, 1.0, 3.0]
+    found = half_powers(rows("lora", [(lr, 0, 1) for lr in rates]))
+    assert [row["lr"] for row in found] == [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 0.1, 0.3, 1.0, 3.0]
 
 
 def test_forgotten_is_what_the_speeches_cost():

@@ -132,7 +132,9 @@ def test_the_rate_explorer_follows_the_rate_the_task_and_the_button():
         for method, losses in (("lora", {0.01: 4.1, 0.1: 6.0}), ("full", {0.001: 3.9, 0.01: 4.5}))
         for lr, loss in {lr: loss + 0.2 * by_task for lr, loss in losses.items()}.items()
     ]
-    explorer = rate_explorer([*rows, rows[0] | dict(method="ia3", task="facts")])
+    between = rows[0] | dict(lr=0.018, after=4.2)
+    explorer = rate_explorer([*rows, between, rows[0] | dict(method="ia3", task="facts")])
+    assert [rate for _, rate in explorer.controls["rate"].options] == [0.001, 0.01, 0.1]
     assert "rate 0.01 for all, 2 of 2 tried: lowest LoRA with 4.10, highest full fine-tune with 4.50; 0 worse" in (
         explorer.text.value
     ), "a method that has rows of one task alone is left out"

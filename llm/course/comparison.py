@@ -45,6 +45,11 @@ def at_best(rows: Rows) -> Rows:
     return [row for row in rows if row["lr"] == best]
 
 
+def half_powers(rows: Rows) -> Rows:
+    """The rows at 1 or 3 times a power of ten: the coarse grid, whatever was tried between."""
+    return [row for row in rows if f"{row['lr']:.0e}"[0] in "13"]
+
+
 def forgotten(row: dict) -> float:
     """Nats a token that a run has cost on the speeches, which it was not trained on."""
     return row["speeches_after"] - row["speeches_before"]

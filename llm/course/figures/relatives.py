@@ -42,7 +42,7 @@ def rates(rows: list[dict], task: str) -> Figure:
             axes.annotate(f"{curve[best]:.2f}", (best, curve[best]), (0, -8), textcoords="offset points", ha="center",
                           va="top", color=colour, fontsize=9)  # fmt: skip
     axes = panels[0]
-    axes.set_xscale("log"), axes.set_xlim(6e-5, 1.7)
+    axes.set_xscale("log"), axes.set_xlim(6e-5, 5)
     axes.set_xticks(RATES, ["0.0001", "", "0.01", "", "1"]), axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(deep, top)
     if base < top:
@@ -57,18 +57,18 @@ def compared(rows: list[dict]) -> Figure:
     bar at the median; pale blue: from LoRA's lowest seed to its highest. Equal numbers stand side by side.
     """
     figure, (facts, plays) = new_axes(8.6, 4.0, columns=2)
+    facts.set_ylim(-0.09, 1.1), facts.yaxis.set_major_formatter("{x:.0%}")
     _compared(facts, by_method(rows, "facts"), "right")
     facts.set_ylabel("share of 100 facts that are right")
-    facts.yaxis.set_major_formatter("{x:.0%}"), facts.set_ylim(-0.09, 1.1)
     facts.set_title("facts to be stored: higher is better", fontsize=10)
     here = by_method(rows, "shakespeare")
-    _compared(plays, here, "after")
     base = next(iter(here.values()))[0]["before"]
+    low = min(row["after"] for found in here.values() for row in at_best(found))
+    plays.set_ylim(low - 0.12 * (base - low), base + 0.03 * (base - low))
     plays.axhline(base, color=COLOURS["base"], lw=1, ls="--")
+    _compared(plays, here, "after")
     plays.annotate("base", (3e7, base), (0, 4), textcoords="offset points", ha="right", color=COLOURS["base"])
     plays.set_ylabel("held-out loss, nats a token")
-    low, high = plays.get_ylim()
-    plays.set_ylim(low - 0.05 * (high - low), high)
     plays.set_title("the plays: lower is better", fontsize=10)
     return figure
 
@@ -97,16 +97,47 @@ def _compared(axes, here, measure):
                   alpha=0.6, zorder=1)  # fmt: skip
         style = dict(weight="bold") if name == "lora" else {}
         axes.annotate(METHODS[name], (edge * 2.5, y), va="center", color=colour_of(name), fontsize=9, **style)
-    few = sorted((name for name in middle if places[name] < 2e4), key=places.__getitem__)
-    for name in middle.keys() - set(crowd):
-        # on a narrow strip: below and above in turn, the first ones to the left, the others to the right
-        i, x, side = 1, 2.6, "right"
-        if name in few:
-            i = few.index(name)
-            x, side = (1, "center") if not i else (1.1, "right") if i < len(few) / 2 else (0.8, "left")
-        y = max(found[name]) if i % 2 else min(found[name])
-        axes.annotate(METHODS[name], (places[name] * x, y), (0, 6 if i % 2 else -6), textcoords="offset points", ha=side,
-                      va="bottom" if i % 2 else "top", color=colour_of(name), fontsize=9)  # fmt: skip
+    _name(axes, [name for name in found if name not in crowd], places, found)
+
+
+def _name(axes, names, places, found):
+    """Each name below, above, left or right of its own dots: where it covers least of dots and names."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+
+    def box(x, y, wide, tall):  # inches, roughly: the panel is laid out only when it is drawn
+        return 3.5 * log10(x / left) / log10(right / left), 3.1 * (y - low) / (high - low), wide / 2, tall / 2
+
+    sides = (("right", -1), ("left", 1))
+    taken = [box(places[name], y, 0.17, 0.07) for name, values in found.items() for y in values]
+    for name in sorted(names, key=places.__getitem__):
+        x, values, wide = places[name], found[name], 0.07 * len(METHODS[name])
+        if x > 1e6:  # at the edge
+            ways = [(max(values), (25, 6), "right", "bottom", 0.35 - wide / 2, 0.16)]
+        else:
+            ways = [
+                (min(values), (0, -6), "center", "top", 0, -0.16),
+                (max(values), (0, 6), "center", "bottom", 0, 0.16),
+                (median(values), (-9, 0), "right", "center", -0.13 - wide / 2, 0),
+                (median(values), (9, 0), "left", "center", 0.13 + wide / 2, 0),
+                *((max(values), (-4 * way, 6), ha, "bottom", way * (wide / 2 - 0.05), 0.16) for ha, way in sides),
+                *((min(values), (-4 * way, -6), ha, "top", way * (wide / 2 - 0.05), -0.16) for ha, way in sides),
+            ]
+        boxes = []
+        for y, _offset, _ha, _va, over, up in ways:
+            at = box(x, y, wide, 0.14)
+            boxes.append((at[0] + over, at[1] + up, *at[2:]))
+        inside = [i for i, here in enumerate(boxes) if here[0] > here[2]] or [0]
+        i = min(inside, key=lambda i: sum(_covered(boxes[i], there) for there in taken))
+        taken.append(boxes[i])
+        y, offset, ha, va, *_ = ways[i]
+        axes.annotate(METHODS[name], (x, y), offset, textcoords="offset points", ha=ha, va=va, color=colour_of(name),
+                      fontsize=9)  # fmt: skip
+
+
+def _covered(one, other):
+    """The area that two boxes share, each a centre and half of its width and height."""
+    wide, tall = (one[k + 2] + other[k + 2] - abs(one[k] - other[k]) for k in (0, 1))
+    return max(0, wide) * max(0, tall)
 
 
 def _side_by_side(numbers: dict[str, int]) -> dict[str, float]:

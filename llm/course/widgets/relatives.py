@@ -13,7 +13,8 @@ def rate_explorer(rows: list[dict]) -> Explorer:
     """Recorded losses (rows of `data/results/relatives.csv`) as one shared rate moves."""
     methods = set.intersection(*(set(comparison.by_method(rows, task)) for task in TASKS))  # the same in both pictures
     rows = [row for row in rows if row["method"] in methods]
-    rates = sorted({row["lr"] for row in rows})
+    tried = [{row["lr"] for row in comparison.half_powers(rows) if row["task"] == task} for task in TASKS]
+    rates = sorted(set.intersection(*tried))  # what lies between was tried for a few alone
     done = {
         (task, rate): comparison.order(rows, task, rate) for task in TASKS for rate in (*rates, None)
     }  # before the first key
