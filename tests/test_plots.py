@@ -248,7 +248,7 @@ def test_the_comparison_has_a_dot_a_seed_a_bar_at_the_median_and_loras_spread_as
         assert len(bars) == 4 and pytest.approx(lora[1]) in bars
         [band] = axes.patches
         assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((min(lora), max(lora)))
-        assert {"LoRA", "DoRA", "final norm", "full fine-tune"} <= {text.get_text() for text in axes.texts}
+        assert {"LoRA", "DoRA", "final norm", "full\nfine-tune"} <= {text.get_text() for text in axes.texts}
 
 
 def test_equal_numbers_stand_side_by_side_and_others_where_they_are():

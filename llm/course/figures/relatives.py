@@ -97,40 +97,52 @@ def _compared(axes, here, measure):
                   alpha=0.6, zorder=1)  # fmt: skip
         style = dict(weight="bold") if name == "lora" else {}
         axes.annotate(METHODS[name], (edge * 2.5, y), va="center", color=colour_of(name), fontsize=9, **style)
-    _name(axes, [name for name in found if name not in crowd], places, found)
+    column = {METHODS[name]: (edge * 2.5, y) for name, y in zip(crowd, rows_of)}
+    _name(axes, [name for name in found if name not in crowd], places, found, column)
 
 
-def _name(axes, names, places, found):
-    """Each name below, above, left or right of its own dots: where it covers least of dots and names."""
-    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+def _name(axes, names, places, found, column):
+    """Each name below, above, left or right of its own dots: where it covers least of dots, names and a column of names."""
+    (first, last), (low, high) = axes.get_xlim(), axes.get_ylim()
 
     def box(x, y, wide, tall):  # inches, roughly: the panel is laid out only when it is drawn
-        return 3.5 * log10(x / left) / log10(right / left), 3.1 * (y - low) / (high - low), wide / 2, tall / 2
+        return 3.5 * log10(x / first) / log10(last / first), 3.1 * (y - low) / (high - low), wide / 2, tall / 2
 
     sides = (("right", -1), ("left", 1))
     taken = [box(places[name], y, 0.17, 0.07) for name, values in found.items() for y in values]
+    for text, (x, y) in column.items():
+        at = box(x, y, 0.07 * len(text), 0.14)
+        taken.append((at[0] + at[2], *at[1:]))
     for name in sorted(names, key=places.__getitem__):
-        x, values, wide = places[name], found[name], 0.07 * len(METHODS[name])
-        if x > 1e6:  # at the edge
-            ways = [(max(values), (25, 6), "right", "bottom", 0.35 - wide / 2, 0.16)]
+        x, values, text = places[name], found[name], METHODS[name]
+        if x > 1e6:  # at the edge there is room for two short lines
+            text = text.replace(" ", "\n")
+        lines = text.split("\n")
+        wide, tall = 0.07 * max(map(len, lines)), 0.14 * len(lines)
+        up = 0.09 + tall / 2
+        if x > 1e6:
+            ways = [
+                (max(values), (25, 6), "right", "bottom", 0.35 - wide / 2, up),
+                (min(values), (25, -6), "right", "top", 0.35 - wide / 2, -up),
+            ]
         else:
             ways = [
-                (min(values), (0, -6), "center", "top", 0, -0.16),
-                (max(values), (0, 6), "center", "bottom", 0, 0.16),
+                (min(values), (0, -6), "center", "top", 0, -up),
+                (max(values), (0, 6), "center", "bottom", 0, up),
                 (median(values), (-9, 0), "right", "center", -0.13 - wide / 2, 0),
                 (median(values), (9, 0), "left", "center", 0.13 + wide / 2, 0),
-                *((max(values), (-4 * way, 6), ha, "bottom", way * (wide / 2 - 0.05), 0.16) for ha, way in sides),
-                *((min(values), (-4 * way, -6), ha, "top", way * (wide / 2 - 0.05), -0.16) for ha, way in sides),
+                *((max(values), (-4 * way, 6), ha, "bottom", way * (wide / 2 - 0.05), up) for ha, way in sides),
+                *((min(values), (-4 * way, -6), ha, "top", way * (wide / 2 - 0.05), -up) for ha, way in sides),
             ]
         boxes = []
-        for y, _offset, _ha, _va, over, up in ways:
-            at = box(x, y, wide, 0.14)
-            boxes.append((at[0] + over, at[1] + up, *at[2:]))
-        inside = [i for i, here in enumerate(boxes) if here[0] > here[2]] or [0]
+        for y, _offset, _ha, _va, right, above in ways:
+            at = box(x, y, wide, tall)
+            boxes.append((at[0] + right, at[1] + above, *at[2:]))
+        inside = [i for i, here in enumerate(boxes) if here[0] > here[2] and here[1] + here[3] < 3.1] or [0]
         i = min(inside, key=lambda i: sum(_covered(boxes[i], there) for there in taken))
         taken.append(boxes[i])
         y, offset, ha, va, *_ = ways[i]
-        axes.annotate(METHODS[name], (x, y), offset, textcoords="offset points", ha=ha, va=va, color=colour_of(name),
+        axes.annotate(text, (x, y), offset, textcoords="offset points", ha=ha, va=va, color=colour_of(name),
                       fontsize=9)  # fmt: skip
 
 
