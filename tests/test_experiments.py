@@ -121,7 +121,8 @@ def test_what_is_missing_is_what_no_row_describes(counted, tmp_path):
 
 def test_the_command_records_with_a_bar_that_counts_the_runs(counted, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiments, "record", partial(experiments.record, results=tmp_path))
-    monkeypatch.setattr(figures, "by_rank", lambda *args, **options: SimpleNamespace(savefig=lambda *to, **how: None))
+    for name in ("by_rank", "compared"):
+        monkeypatch.setattr(figures, name, lambda *args, **options: SimpleNamespace(savefig=lambda *to, **how: None))
     assert main(["experiments", "toy", "--processes", "1"]) == 0 and counted == RUNS
     said = capsys.readouterr()
     assert said.out.count("toy  task records") == len(RUNS) and "5/5" in said.err

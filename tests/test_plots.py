@@ -7,15 +7,18 @@ from itertools import pairwise
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from llm.course import figures
 from llm.course.audit import AuditRow
+from llm.course.comparison import order
 from llm.course.figures.canvas import emptied, new_axes, png, spread
 from llm.course.figures.palette import COLOURS
 from llm.course.four_bits import four_bit, rounded, survival
 from llm.course.matrices import MATRICES, approximate, noise, wrapped
+from llm.course.movements import Moved
 from llm.spectra import decompose
 
 
@@ -62,6 +65,24 @@ def in_four_bits(format, block, double):
     return part, {(f, d): {16: (6.0 - d, 0.08), 64: (4.5 - d / 3, 0.1)} for f in ("nf4", "int4") for d in (False, True)}
 
 
+def swept(task, method, losses, numbers=100, right=0.5, seeds=(0,)):
+    """Rows of one method: rate -> loss, each with these seeds, a seed a hundredth above the one before."""
+    said = dict(task=task, method=method, trainable=numbers, right=right, before=5.0)
+    return [said | dict(lr=lr, seed=s, after=loss + 0.01 * s) for lr, loss in losses.items() for s in seeds]
+
+
+SWEPT = [
+    row
+    for task in ("shakespeare", "facts")
+    for row in (
+        *swept(task, "lora", {1e-3: 4.5, 1e-2: 4.0, 1e-1: 6.0}, 65_536, 0.4, seeds=(0, 1, 2)),
+        *swept(task, "dora", {1e-3: 4.6, 1e-2: 4.1, 1e-1: 4.3}, 70_144, 0.3),
+        *swept(task, "norm", {1e-2: 4.9, 1e-1: 4.7, 1.0: 4.8}, 256, 0.0),
+        *swept(task, "full", {1e-4: 4.6, 1e-3: 4.2, 1e-2: 9.0}, 13_665_280, 0.8),
+    )
+]
+
+
 MOVING = {
     "scheme": [(figures.scheme, in_four_bits(*case)) for case in (("nf4", 64, False), ("int4", 16, True))],
     "spectrum": [
@@ -70,6 +91,9 @@ MOVING = {
     "factors": [(figures.factors, approximate(MATRICES[name](), r)) for name in list(MATRICES)[:2] for r in (1, 32)],
     "layer": [(figures.layer, wrapped(d=d, r=4, alpha=a)) for d, a in ((32, 0), (128, 2), (96, 16))],
     "audit": [(figures.audit, [AuditRow("wte", 9_000, n, 0), AuditRow("ln_1", 300, 300, n)]) for n in (0, 100, 300)],
+    "order": [
+        (figures.order, order(SWEPT, task, rate)) for task in ("shakespeare", "facts") for rate in (1e-2, 1e-4, None)
+    ],
     "trials": [(figures.trials, found) for found in ([], [([0], [5.0])], [([0, 5], [5.0, 4.0]), ([0], [5.0])])],
 }
 
@@ -101,6 +125,7 @@ BY_RANK = {  # what one key after another shows
     "spectrum": (figures.spectrum, lambda r: (TALL, r)),
     "factors": (figures.factors, lambda r: approximate(WORD, r)),
     "layer": (figures.layer, lambda r: wrapped(d=64, r=r, alpha=r)),
+    "order": (figures.order, lambda r: order(SWEPT, "facts", 1e-2 if r % 2 else 1e-1)),
     "audit": (figures.audit, lambda r: [BLANK, AuditRow("c_attn", 5_000 + 40 * r, 40 * r, 0)]),
 }
 
@@ -197,3 +222,63 @@ def test_the_frontier_leaves_out_a_rate_at_which_the_task_was_not_learned():
     broken = recorded("lora", (0.1, 3, 5), (0.2, 6, 9), before=5.0)
     [axes, _] = figures.frontier({"facts": {"r = 1": broken}, "plays": {"r = 1": LORA}}).axes
     assert (list(axes.lines[0].get_xdata()), list(axes.lines[0].get_ydata())) == ([3], [5])
+
+
+# LoRA's relatives
+
+
+def test_each_methods_best_rate_stands_in_a_ring_over_the_others_in_grey():
+    panels = figures.rates(SWEPT, "shakespeare").axes
+    drawn = {axes.get_title(): axes for axes in panels}
+    assert len(panels) == 12 and not drawn["PiSSA"].texts
+    own = [line for line in drawn["LoRA"].lines if to_hex(line.get_color()) == COLOURS["lora"].lower()]
+    curve, ring = own
+    assert list(curve.get_ydata()) == [4.51, 4.01, 6.01], "the medians"
+    assert list(ring.get_xdata()) == [1e-2] and ring.get_markerfacecolor() == "none"
+    assert [text.get_text() for text in drawn["full fine-tune"].texts] == ["4.20"]
+
+
+def test_the_comparison_has_a_dot_a_seed_a_bar_at_the_median_and_loras_spread_as_a_band():
+    facts, plays = figures.compared(SWEPT).axes
+    for axes, lora in ((facts, [0.4] * 3), (plays, [4.0, 4.01, 4.02])):
+        dots = {round(x): list(ys) for line in axes.lines if line.get_marker() == "o" for x, *_, ys in
+                [(line.get_xdata()[0], line.get_ydata())]}  # fmt: skip
+        assert dots[65_536] == pytest.approx(lora) and len(dots) == 4
+        bars = [line.get_ydata()[0] for line in axes.lines if line.get_marker() == "_"]
+        assert len(bars) == 4 and pytest.approx(lora[1]) in bars
+        [band] = axes.patches
+        assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((min(lora), max(lora)))
+        assert {"LoRA", "DoRA", "final norm", "full\nfine-tune"} <= {text.get_text() for text in axes.texts}
+
+
+def test_equal_numbers_stand_side_by_side_and_others_where_they_are():
+    rows = [row | dict(trainable=65_536) if row["method"] == "dora" else row for row in SWEPT]
+    _, plays = figures.compared(rows).axes
+    at = sorted(line.get_xdata()[0] for line in plays.lines if line.get_marker() == "_")
+    assert at[0] == 256 and at[1] == 65_536 and at[2] > 1.2 * at[1] and at[3] == 13_665_280
+
+
+def test_under_one_rate_each_method_gets_the_place_that_its_loss_there_gives_it():
+    [axes] = figures.order(order(SWEPT, "shakespeare", 1e-2)).axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["LoRA", "DoRA", "full fine-tune", "final norm"]
+    assert [text.get_text() for text in axes.texts[2:]] == ["1", "2", "4", "3"]
+    _, dots, beyond = axes.collections
+    assert len(dots.get_offsets()) == 3 and beyond.get_offsets()[0][1] == 2, "the full fine-tune has left the picture"
+    [axes] = figures.order(order(SWEPT, "shakespeare", 1e-4)).axes
+    assert [text.get_text() for text in axes.texts[2:]] == ["-", "-", "1", "-"]
+
+
+def test_lengths_and_turns_have_a_dot_an_output_and_say_how_they_go_together():
+    parts = {name: Moved(torch.tensor([0.1, 0.2, 0.4]), torch.tensor(t)) for name, t in
+             {"lora": [0.1, 0.2, 0.4], "full": [0.4, 0.2, 0.1]}.items()}  # fmt: skip
+    up, down = figures.lengths_and_turns(parts).axes
+    assert up.get_title() == "LoRA: correlation +1.00" and "fine-tune: correlation -0.9" in down.get_title()
+    assert len(up.lines[0].get_xdata()) == 3
+
+
+def test_sizes_by_rank_labels_each_scale_and_pissas_parts_are_three_rows_of_dots():
+    panels = {"a step": {"alpha/r": {4: 1.0, 16: 0.25}, "alpha/sqrt(r)": {4: 1.0, 16: 1.0}}}
+    [axes] = figures.sizes_by_rank(panels).axes
+    assert [text.get_text() for text in axes.texts] == ["alpha/r", "alpha/sqrt(r)"] and len(axes.lines) == 2
+    [axes] = figures.largest_parts([5.0, 4.0, 3.0, 2.0], [3.0, 2.0, 0.0, 0.0], [5.0, 4.0], show=4).axes
+    assert [len(line.get_xdata()) for line in axes.lines] == [4, 2, 4]

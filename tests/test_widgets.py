@@ -21,6 +21,7 @@ from llm.course.widgets import voices as voices_widget
 from llm.course.widgets.explorer import Explorer, slider
 from llm.course.widgets.matrices import layer_explorer, rank_explorer
 from llm.course.widgets.quantization import rounding_explorer
+from llm.course.widgets.relatives import rate_explorer
 from llm.course.widgets.singular_values import delta_explorer
 from llm.course.widgets.targets import targets_explorer
 from llm.course.widgets.voices import Voices
@@ -117,6 +118,32 @@ def test_the_rounding_explorer_follows_format_block_and_double_quantisation():
         ("format", "int4", "int4 in blocks of 1024"),
         ("format", "fp4", "fp4 in blocks of 1024"),
         ("layer", "two", "fp4 in blocks of 1024"),
+    ):
+        explorer.controls[name].value = value
+        assert says in explorer.text.value and explorer.image.value not in seen, name
+        seen.add(explorer.image.value)
+
+
+def test_the_rate_explorer_follows_the_rate_the_task_and_the_button():
+    said = dict(seed=0, before=5.0, trainable=1)
+    rows = [
+        said | dict(task=task, method=method, lr=lr, after=loss)
+        for task, by_task in (("shakespeare", 0), ("facts", 1))
+        for method, losses in (("lora", {0.01: 4.1, 0.1: 6.0}), ("full", {0.001: 3.9, 0.01: 4.5}))
+        for lr, loss in {lr: loss + 0.2 * by_task for lr, loss in losses.items()}.items()
+    ]
+    between = rows[0] | dict(lr=0.018, after=4.2)
+    explorer = rate_explorer([*rows, between, rows[0] | dict(method="ia3", task="facts")])
+    assert [rate for _, rate in explorer.controls["rate"].options] == [0.001, 0.01, 0.1]
+    assert "rate 0.01 for all, 2 of 2 tried: lowest LoRA with 4.10, highest full fine-tune with 4.50; 0 worse" in (
+        explorer.text.value
+    ), "a method that has rows of one task alone is left out"
+    seen = {explorer.image.value}
+    for name, value, says in (
+        ("rate", 0.1, "rate 0.1 for all, 1 of 2 tried: lowest LoRA with 6.00, highest LoRA with 6.00; 1 worse"),
+        ("rate", 0.001, "lowest full fine-tune with 3.90"),
+        ("own", True, "each at its own rate, 2 of 2 tried: lowest full fine-tune with 3.90, highest LoRA with 4.10"),
+        ("task", "facts", "lowest full fine-tune with 4.10"),
     ):
         explorer.controls[name].value = value
         assert says in explorer.text.value and explorer.image.value not in seen, name

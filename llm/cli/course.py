@@ -87,7 +87,7 @@ def experiments(
 ):
     """Do the recorded experiments again, or go on with them.
 
-    NAME: rates, ranks, alphas, facts, targets, batches, frozen_a, steps, subspaces and others; without one, all.
+    NAME: rates, ranks, alphas, facts, targets, batches, relatives, steps, subspaces and others; without one, all.
 
     Example: python -m llm experiments ranks
     """
@@ -98,7 +98,7 @@ def experiments(
 
     from llm import files
     from llm.course import experiments, subspaces
-    from llm.course.figures import at_best_rate, by_rank
+    from llm.course.figures import at_best_rate, by_rank, compared
     from llm.paths import RESULTS
     from llm.training import best_device
 
@@ -114,6 +114,8 @@ def experiments(
             sys.stdout.flush()
     rows = files.read_csv(RESULTS / "ranks.csv") + at_best_rate(files.read_csv(RESULTS / "facts.csv"))
     by_rank(rows, ("right", "after"), tasks=("facts", "shakespeare")).savefig(RESULTS / "ranks.png", dpi=100)
+    if rows := files.read_csv(RESULTS / "relatives.csv"):
+        compared(rows).savefig(RESULTS / "relatives.png", dpi=100)
 
 
 @app.command()

@@ -234,6 +234,20 @@ def test_08_a_scheme_under_the_hand(open_notebook, times):
         assert not book.complaints()
 
 
+def test_09_one_rate_for_all_methods(open_notebook, times):
+    with open_notebook("09_relatives.ipynb") as book:
+        book.run_all()
+        part = explorer(book, "for all, .* tried|each at its own rate")
+        use_slider(book, part, "one rate", "rate 0.0001 for all", "rate 1 for all", times)
+        before = picture(part)
+        part.get_by_role("combobox", name="task").select_option(index=1)
+        changed(lambda: picture(part), before)
+        part.get_by_role("checkbox", name="each at its own best").click()
+        book.wait_for_text(part, "each at its own rate")
+        book.shot("09")
+        assert not book.complaints()
+
+
 @pytest.mark.parametrize("name", ["04_fine_tune.ipynb", "05_rank_and_savings.ipynb"])
 def test_the_live_lab_trains_stops_answers_saves_and_resets(open_notebook, times, name):
     with open_notebook(name) as book:

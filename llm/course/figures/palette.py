@@ -21,9 +21,30 @@ NAMES = {
     "prompt": "base, examples",
     "qlora": "QLoRA",
 }
+# LoRA's relatives by their names in `llm.relatives`, and how they are written
+METHODS = {
+    "lora": "LoRA",
+    "rslora": "rsLoRA",
+    "lora+": "LoRA+",
+    "lora-fa": "LoRA-FA",
+    "dora": "DoRA",
+    "pissa": "PiSSA",
+    "ia3": "IA3",
+    "prefix": "prefix",
+    "prompt": "prompt",
+    "bitfit": "BitFit",
+    "norm": "final norm",
+    "full": "full fine-tune",
+}
+OUTSIDE = ("ia3", "prefix", "prompt", "bitfit")  # neither A and B nor a control: grey
 FORMATS = {
     "nf4": "#332288",
     "fp4": "#999933",
     "int4": "#882255",
 }  # Tol's muted set: ways to round, and no method's colour
 SIGNED = "RdBu"  # of a matrix: red below zero, white at zero, blue above
+
+
+def colour_of(method: str) -> str:
+    """Of one of METHODS: blue for all that has A and B, as everywhere."""
+    return "#777777" if method in OUTSIDE else COLOURS.get(method, COLOURS["lora"])
