@@ -282,3 +282,23 @@ def test_sizes_by_rank_labels_each_scale_and_pissas_parts_are_three_rows_of_dots
     assert [text.get_text() for text in axes.texts] == ["alpha/r", "alpha/sqrt(r)"] and len(axes.lines) == 2
     [axes] = figures.largest_parts([5.0, 4.0, 3.0, 2.0], [3.0, 2.0, 0.0, 0.0], [5.0, 4.0], show=4).axes
     assert [len(line.get_xdata()) for line in axes.lines] == [4, 2, 4]
+
+
+def test_rates_by_scaling_rings_each_ranks_best_rate_and_names_the_rank_there():
+    """Two ranks whose best rates differ, one far worse than the base at its hottest rate."""
+    losses = {4: {1e-3: 5.1, 1e-2: 4.9, 1e-1: 9.0}, 64: {1e-3: 4.8, 1e-2: 5.0, 1e-1: 5.1}}
+    rows = [
+        dict(start=start, scaling=scaling, r=r, lr=lr, after=after + 0.01 * seed, before=5.2)
+        for start in ("chapter", "paper")
+        for scaling in ("alpha", "alpha/r")
+        for r, found in losses.items()
+        for lr, after in found.items()
+        for seed in range(3)
+    ]
+    figure = figures.rates_by_scaling(rows)
+    assert len(figure.axes) == 4
+    for axes in figure.axes:
+        rings = [tuple(line.get_xydata()[0]) for line in axes.lines if line.get_markersize() == 11]
+        assert rings == [(1e-2, 4.91), (1e-3, 4.81)]
+        assert {text.get_text(): text.xy for text in axes.texts} == {"r = 4": rings[0], "r = 64": rings[1]}
+        assert axes.get_ylim()[0] < 4.8 and 5.2 < axes.get_ylim()[1] < 9

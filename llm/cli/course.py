@@ -87,7 +87,7 @@ def experiments(
 ):
     """Do the recorded experiments again, or go on with them.
 
-    NAME: rates, ranks, alphas, facts, targets, batches, relatives, steps, subspaces and others; without one, all.
+    NAME: rates, ranks, alphas, facts, sizes, targets, batches, relatives, qlora, smollm2 and others; without one, all.
 
     Example: python -m llm experiments ranks
     """

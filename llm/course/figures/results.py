@@ -1,7 +1,7 @@
 """Recorded sweeps as figures: rows of `data/results/*.csv` in, a point a seed."""
 
 from itertools import product
-from math import inf, log10
+from math import inf
 from statistics import median
 
 from matplotlib.figure import Figure
@@ -156,26 +156,27 @@ def _shades(curves):
 
 def rates_by_scaling(rows: list[dict]) -> Figure:
     """Loss over the learning rate: a panel for each convention of the scale, a row of them for each start of A, a curve
-    for each rank (darker: higher) with a ring around its best."""
+    for each rank (darker: higher) with a ring around its best. The base's loss is dashed; what is far above it leaves the
+    picture."""
     scalings, starts = (list(dict.fromkeys(row[key] for row in rows)) for key in ("scaling", "start"))
     figure, panels = new_axes(8.6, 0.6 + 2.6 * len(starts), len(starts), len(scalings), sharex=True, sharey=True)
+    base, low, rates = rows[0]["before"], min(row["after"] for row in rows), [row["lr"] for row in rows]
     for axes, (start, scaling) in zip(panels, product(starts, scalings)):
         here = [row for row in rows if (row["start"], row["scaling"]) == (start, scaling)]
-        ranks = sorted({row["r"] for row in here})
-        curves = {r: grouped([row for row in here if row["r"] == r], "lr", "after") for r in ranks}
-        ends = spread([log10(median(list(found.values())[-1])) for found in curves.values()], 0.1)
-        for shade, end, (r, found) in zip((0.45, 1.0), ends, curves.items()):
+        axes.axhline(base, color=COLOURS["base"], lw=1, ls="--")
+        for shade, above, r in zip((0.45, 1.0), (True, False), sorted({row["r"] for row in here})):
+            found = grouped([row for row in here if row["r"] == r], "lr", "after")
             x, y = list(found), [median(values) for values in found.values()]
             axes.plot(x, y, color=COLOURS["lora"], alpha=shade, marker="o", ms=4)
             best = min(range(len(y)), key=y.__getitem__)
             axes.plot(x[best], y[best], "o", color=COLOURS["lora"], ms=11, mfc="none")
-            label_end(axes, x[-1], 10**end, f"r = {r}", "lora")
-        axes.set_xscale("log"), axes.set_yscale("log")
-        axes.set_yticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
-        axes.minorticks_off()
+            place = dict(textcoords="offset points", ha="center", va="bottom" if above else "top", fontsize=9)
+            axes.annotate(f"r = {r}", (x[best], y[best]), (0, 8 if above else -8), color=COLOURS["lora"], **place)
+        axes.set_xscale("log")
+        axes.set_xlim(0.7 * min(rates), 1.4 * max(rates))
+        axes.set_ylim(low - 0.3 * (base - low), base + 0.4 * (base - low))
         axes.set_title(f"scale = {scaling}" if start == starts[0] else "")
         axes.set_xlabel("learning rate" if start == starts[-1] else "")
-        axes.set_xlim(6e-5, 0.9)
     for start, axes in zip(starts, panels[:: len(scalings)]):
         axes.set_ylabel(f"held-out loss\nA as in the {start}")
     return figure
