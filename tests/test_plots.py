@@ -59,7 +59,10 @@ def test_a_figure_drawn_into_again_shows_what_a_new_one_would():
 
 def in_four_bits(format, block, double):
     part = rounded(noise(24, 64), format, block, double)
-    return part, {(f, d): {16: (6.0 - d, 0.08), 64: (4.5 - d / 3, 0.1)} for f in ("nf4", "int4") for d in (False, True)}
+    all_there_are = {
+        (f, d): {16: (6.0 - d, 0.08), 64: (4.5 - d / 3, 0.1)} for f in ("nf4", "int4") for d in (False, True)
+    }
+    return part, all_there_are, (0.4, 0.12)
 
 
 MOVING = {
@@ -101,6 +104,7 @@ BY_RANK = {  # what one key after another shows
     "spectrum": (figures.spectrum, lambda r: (TALL, r)),
     "factors": (figures.factors, lambda r: approximate(WORD, r)),
     "layer": (figures.layer, lambda r: wrapped(d=64, r=r, alpha=r)),
+    "scheme": (figures.scheme, lambda r: in_four_bits(("nf4", "int4")[r % 2], r, r > 9)),
     "audit": (figures.audit, lambda r: [BLANK, AuditRow("c_attn", 5_000 + 40 * r, 40 * r, 0)]),
 }
 
@@ -135,6 +139,17 @@ def test_the_audit_draws_all_numbers_in_grey_and_what_trains_in_its_colour():
     assert [(pytest.approx(y), n, colour) for y, n, colour in bars] == expected
     said = {text.get_text() for text in axes.texts}
     assert {"wte", "9,000 frozen", "400 of 5,000 train", "300 of 300 train"} <= said
+
+
+def test_a_scheme_has_its_levels_as_high_as_they_are_used_and_a_ring_at_its_bits_and_error():
+    part, others, most = in_four_bits("int4", 16, True)
+    left, right = figures.scheme((part, others, most), figures.scheme(in_four_bits("nf4", 64, False))).axes
+    [bars], [dots], [ring] = left.collections, left.lines, [line for line in right.lines if line.get_markersize() > 9]
+    assert dots.get_xydata().tolist() == [list(pair) for pair in zip(part.levels.tolist(), part.shares.tolist())]
+    assert [bar[1].tolist() for bar in bars.get_segments()] == dots.get_xydata().tolist()
+    assert ring.get_xydata().tolist() == [[part.bits - 4, part.error]]
+    bright = [line for line in right.lines if line.get_alpha() == 1]
+    assert [line.get_xydata().tolist() for line in bright] == [[[b - 4, e] for b, e in others["int4", True].values()]]
 
 
 def test_levels_and_kept_updates_say_what_was_measured():
