@@ -178,6 +178,17 @@ def test_of_each_rank_the_rows_at_its_best_rate_are_kept():
     assert [(row["r"], row["lr"]) for row in figures.at_best_rate(rows)] == [(1, 0.1), (1, 0.1), (8, 0.2)]
 
 
+def test_arms_by_seed_have_a_point_a_seed_a_line_for_each_and_a_bar_at_the_median():
+    arms = {"LoRA": [1.0, 3.0, 2.0], "QLoRA": [2.0, 5.0, 1.0]}
+    [axes, other] = figures.by_seed({"a": arms, "b": arms}, {"LoRA": "lora", "QLoRA": "qlora"}).axes
+    assert [axes.get_title(), other.get_title()] == ["a", "b"]
+    assert [text.get_text() for text in axes.get_xticklabels()] == list(arms)
+    drawn = [(to_hex(line.get_color()).upper(), list(line.get_ydata())) for line in axes.lines]
+    lines = [(COLOURS["control"], list(pair)) for pair in zip(*arms.values())]
+    ours, theirs = COLOURS["lora"], COLOURS["qlora"]
+    assert drawn == [*lines, (ours, arms["LoRA"]), (ours, [2.0]), (theirs, arms["QLoRA"]), (theirs, [2.0])]
+
+
 def recorded(method, *points, before=5.0, knew=4.0):
     """Rows of (rate, loss, loss on the speeches)."""
     said = dict(task="facts", method=method, before=before, speeches_before=knew)
