@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from llm.lora import LoraLinear, chosen_linears, places, refuse_lone_layer, replace_layers
+from llm.lora import chosen_linears, places, refuse_lone_layer, replace_layers
 
 BLOCK, NESTED_BLOCK = 64, 256  # weights that share an absmax; absmaxes that share one
 # The outermost quantile: halfway between those that cut off half of one bin in 16, and half of one in 15. In float32,
@@ -187,6 +187,18 @@ def refuse_misfit(linear: nn.Linear, format: str, block: int) -> None:
         raise ValueError("the weights hold NaN or infinity, which no block can be scaled by")
 
 
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raise ValueError when an adapter stands around a linear of `model`, be it one of ours or of PEFT's.
+
+    All of them keep the linear that they wrap, as `base` or as `base_layer`: by that they are known.
+    """
+    for layer, (path, *_) in places(model).items():
+        if any(isinstance(getattr(layer, name, None), nn.Linear) for name in ("base", "base_layer")):
+            raise ValueError(
+                f"{path} is wrapped already, by {type(layer).__name__}: quantise the base as it was, then wrap it"
+            )
+
+
 def quantize(
     model: nn.Module,
     format: str = "nf4",
@@ -198,12 +210,11 @@ def quantize(
     """Replace the linear layers of `model` by `Linear4bit`; returns the same model.
 
     targets and skip choose as those of `apply_lora` do: None is every linear but the output head. What is no linear,
-    embeddings and norms, stays as it is. Raises ValueError when the model wears LoRA layers, when nothing matches, and
-    as `Linear4bit` does; the model is then as it was.
+    embeddings and norms, stays as it is. Raises ValueError when a linear is wrapped by LoRA or a relative, here or PEFT's,
+    when nothing matches, and as `Linear4bit` does; the model is then as it was.
     """
     refuse_lone_layer(model)
-    if any(isinstance(m, LoraLinear) for m in model.modules()):
-        raise ValueError("this model has LoRA layers: quantise the base, then apply_lora(model)")
+    refuse_wrapped(model)
     linears = chosen_linears(model, targets, skip)
     for layer, (path, *_) in linears.items():
         try:

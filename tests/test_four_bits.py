@@ -18,8 +18,16 @@ def test_a_matrix_is_rounded_as_its_layer_is(name, double):
         == relative_error(W, name, 32, double)
         == pytest.approx(((layer.weight - W).norm() / W.norm()).item())
     )
-    assert part.shares.sum().item() == pytest.approx(1) and part.scaled.abs().max() <= 1
+    assert part.shares.sum().item() == pytest.approx(1) and part.shape.sum() == W.numel()
     assert len(part.levels) == len(part.shares) == (16 if name == "nf4" else 15) and part.levels.diff().min() > 0
+
+
+def test_the_shape_counts_weights_by_their_size_over_their_blocks_absmax():
+    W = noise(24, 64)
+    scaled = W.view(-1, 32) / W.view(-1, 32).abs().amax(1, keepdim=True)
+    part = rounded(W, block=32)
+    assert torch.equal(part.shape, torch.histc(scaled, 101, -1, 1))
+    assert part.shape[0] == (scaled < -1 + 2 / 101).sum() > 0, "the largest of a block, which becomes -1"
 
 
 def test_a_level_tells_four_bits_where_all_sixteen_are_used_alike():

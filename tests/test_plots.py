@@ -62,7 +62,10 @@ def test_a_figure_drawn_into_again_shows_what_a_new_one_would():
 
 def in_four_bits(format, block, double):
     part = rounded(noise(24, 64), format, block, double)
-    return part, {(f, d): {16: (6.0 - d, 0.08), 64: (4.5 - d / 3, 0.1)} for f in ("nf4", "int4") for d in (False, True)}
+    all_there_are = {
+        (f, d): {16: (6.0 - d, 0.08), 64: (4.5 - d / 3, 0.1)} for f in ("nf4", "int4") for d in (False, True)
+    }
+    return part, all_there_are, (0.4, 0.12)
 
 
 def swept(task, method, losses, numbers=100, right=0.5, seeds=(0,)):
@@ -126,6 +129,7 @@ BY_RANK = {  # what one key after another shows
     "factors": (figures.factors, lambda r: approximate(WORD, r)),
     "layer": (figures.layer, lambda r: wrapped(d=64, r=r, alpha=r)),
     "order": (figures.order, lambda r: order(SWEPT, "facts", 1e-2 if r % 2 else 1e-1)),
+    "scheme": (figures.scheme, lambda r: in_four_bits(("nf4", "int4")[r % 2], r, r > 9)),
     "audit": (figures.audit, lambda r: [BLANK, AuditRow("c_attn", 5_000 + 40 * r, 40 * r, 0)]),
 }
 
@@ -162,6 +166,17 @@ def test_the_audit_draws_all_numbers_in_grey_and_what_trains_in_its_colour():
     assert {"wte", "9,000 frozen", "400 of 5,000 train", "300 of 300 train"} <= said
 
 
+def test_a_scheme_has_its_levels_as_high_as_they_are_used_and_a_ring_at_its_bits_and_error():
+    part, others, most = in_four_bits("int4", 16, True)
+    left, right = figures.scheme((part, others, most), figures.scheme(in_four_bits("nf4", 64, False))).axes
+    [bars], [dots], [ring] = left.collections, left.lines, [line for line in right.lines if line.get_markersize() > 9]
+    assert dots.get_xydata().tolist() == [list(pair) for pair in zip(part.levels.tolist(), part.shares.tolist())]
+    assert [bar[1].tolist() for bar in bars.get_segments()] == dots.get_xydata().tolist()
+    assert ring.get_xydata().tolist() == [[part.bits - 4, part.error]]
+    bright = [line for line in right.lines if line.get_alpha() == 1]
+    assert [line.get_xydata().tolist() for line in bright] == [[[b - 4, e] for b, e in others["int4", True].values()]]
+
+
 def test_levels_and_kept_updates_say_what_was_measured():
     parts = [rounded(noise(24, 64), format) for format in ("nf4", "int4")]
     titles = [axes.get_title(loc="left") for axes in figures.levels(parts).axes]
@@ -186,6 +201,17 @@ def test_of_each_rank_the_rows_at_its_best_rate_are_kept():
         for r, lr, after in [(1, 0.1, 3), (1, 0.1, 5), (1, 0.2, 2), (1, 0.2, 9), (8, 0.1, 2), (8, 0.1, 2), (8, 0.2, 1)]
     ]
     assert [(row["r"], row["lr"]) for row in figures.at_best_rate(rows)] == [(1, 0.1), (1, 0.1), (8, 0.2)]
+
+
+def test_arms_by_seed_have_a_point_a_seed_a_line_for_each_and_a_bar_at_the_median():
+    arms = {"LoRA": [1.0, 3.0, 2.0], "QLoRA": [2.0, 5.0, 1.0]}
+    [axes, other] = figures.by_seed({"a": arms, "b": arms}, {"LoRA": "lora", "QLoRA": "qlora"}).axes
+    assert [axes.get_title(), other.get_title()] == ["a", "b"]
+    assert [text.get_text() for text in axes.get_xticklabels()] == list(arms)
+    drawn = [(to_hex(line.get_color()).upper(), list(line.get_ydata())) for line in axes.lines]
+    lines = [(COLOURS["control"], list(pair)) for pair in zip(*arms.values())]
+    ours, theirs = COLOURS["lora"], COLOURS["qlora"]
+    assert drawn == [*lines, (ours, arms["LoRA"]), (ours, [2.0]), (theirs, arms["QLoRA"]), (theirs, [2.0])]
 
 
 def recorded(method, *points, before=5.0, knew=4.0):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from test_adapters import assert_refused, base, randomise
 from test_peft import answer, learn, llama
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
@@ -336,9 +336,20 @@ def test_a_model_that_cannot_be_quantised_stays_as_it_was():
     with pytest.raises(ValueError, match="h.1.mlp.c_proj: .*infinity"):
         quantize(model)
     assert not four_bit_layers(model)
-    for broken, word in ((apply_lora(base(), r=2), "LoRA layers"), (quantize(base()), "packed already")):
-        with pytest.raises(ValueError, match=word):
-            quantize(broken)
+    with pytest.raises(ValueError, match="packed already"):
+        quantize(quantize(base()))
+
+
+def test_a_model_that_is_wrapped_is_refused_by_the_first_of_its_layers_ours_or_pefts():
+    around = "c_attn is wrapped already, by LoraLinear: quantise the base as it was, then wrap it"
+    with pytest.raises(ValueError, match=around):
+        quantize(apply_lora(base(), r=2))
+    with pytest.raises(ValueError, match=around):
+        quantize(apply_lora(base(), r=2), targets="mlp.c_fc.base")  # also when that one would not be quantised
+    theirs = get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="q_proj is wrapped already, by Linear: quantise the base"):
+        quantize(theirs)
+    assert not four_bit_layers(theirs)
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -380,6 +391,24 @@ def test_a_merge_gives_plain_layers_of_dequantised_weights_and_update():
     assert not four_bit_layers(model)
     for path, weight in goal.items():
         assert type(model.get_submodule(path)) is nn.Linear and torch.equal(model.get_submodule(path).weight, weight)
+
+
+def test_rounded_again_is_what_peft_does_when_it_merges_into_a_bitsandbytes_layer():
+    ours = quantize(nn.Sequential(linear(bias=False)))
+    theirs = nn.Sequential(bnb_linear(linear(bias=False)))
+    theirs.is_loaded_in_4bit = True  # by which PEFT knows it
+    theirs = get_peft_model(theirs, LoraConfig(r=2, lora_alpha=2, target_modules=["0"]))
+    apply_lora(ours, r=2, alpha=2, scaling="alpha/r")
+    randomise(ours, 0)
+    with torch.no_grad():
+        there = theirs.base_model.model[0]
+        there.lora_A["default"].weight.copy_(ours[0].A.T), there.lora_B["default"].weight.copy_(ours[0].B.T)
+    with pytest.warns(UserWarning, match="rounding errors"):
+        merged = theirs.merge_and_unload()[0]
+    assert isinstance(merged, bnb.nn.Linear4bit)
+    before, again = ours[0].base.codes.clone(), quantize(merge_lora(ours))[0]
+    assert torch.equal(again.codes, merged.weight.flatten()) and not torch.equal(again.codes, before)
+    torch.testing.assert_close(again.absmax, merged.weight.quant_state.absmax, rtol=1e-6, atol=0)
 
 
 # adapters over it

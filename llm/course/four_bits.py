@@ -22,15 +22,15 @@ def four_bit(W: torch.Tensor, format: str = "nf4", block: int = BLOCK, double: b
 
 @dataclass(frozen=True)
 class Rounded:
-    """A matrix in one scheme. scaled: each weight over its block's absmax (n,). levels: its different ones, shares: of
-    the weights at each; two codes for zero are one level.
+    """A matrix in one scheme. shape: how many weights over their block's absmax fall into each of 101 equal parts of -1
+    to 1. levels: its different ones, shares: of the weights at each; two codes for zero are one level.
     """
 
     format: str
     block: int
     double: bool
     levels: torch.Tensor
-    scaled: torch.Tensor
+    shape: torch.Tensor
     shares: torch.Tensor
     error: float  # size of what rounding did, over the matrix's own
     bits: float  # a weight
@@ -49,8 +49,8 @@ def rounded(W: torch.Tensor, format: str = "nf4", block: int = BLOCK, double: bo
     levels, which = FORMATS[format]().unique(return_inverse=True)
     shares = torch.bincount(which[unpack(layer.codes)[: W.numel()].long()], minlength=len(levels)) / W.numel()
     error = ((layer.weight - W).norm() / W.norm()).item()
-    scaled = (W.flatten() / scale).clamp(-1, 1)
-    return Rounded(format, block, double, levels, scaled, shares, error, bits_per_weight(block, double))
+    shape = torch.histc((W.flatten() / scale).clamp(-1, 1), bins=101, min=-1, max=1)
+    return Rounded(format, block, double, levels, shape, shares, error, bits_per_weight(block, double))
 
 
 def relative_error(W: torch.Tensor, format: str = "nf4", block: int = BLOCK, double: bool = False) -> float:

@@ -24,6 +24,7 @@ from llm.lora import (
     replace_layers,
 )
 from llm.model import GPT
+from llm.quantize import four_bit_layers
 from llm.relatives.layers import DoraLinear, Ia3Linear, PissaLinear, refuse_no_parts
 from llm.relatives.prefixes import Prefix, Prompt
 from llm.training import LearningRate
@@ -211,6 +212,10 @@ def _of_the_base(model, what, chosen):
 
 @_method("full", "the measure of all: every number of the base trains")
 def _full(model, r, **_):
+    if four_bit_layers(model):  # no numbers that a gradient could reach: all but them would train
+        raise SettingError(
+            "full fine-tuning cannot train weights in four bits: load the base as it was, or take lora, dora or ia3"
+        )
     model.requires_grad_(True)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator, NullLocator
 
-from llm.course.figures.canvas import emptied, label_end, new_axes, spread
+from llm.course.figures.canvas import label_end, moving, new_axes, new_figure, spread
 from llm.course.figures.palette import COLOURS, FORMATS
 from llm.course.four_bits import Rounded, Survival
 
@@ -25,47 +25,76 @@ def levels(parts: list[Rounded]) -> Figure:
 
 
 def _levels(panel, part):
-    values, used = part.levels.numpy(), part.shares.numpy()
-    heights, edges = np.histogram(part.scaled.numpy(), bins=101, range=(-1, 1))
-    # as high as the tallest level, so that the shapes can be compared
-    panel.fill_between((edges[1:] + edges[:-1]) / 2, heights / heights.max() * used.max(), color=GREY, lw=0)
-    panel.vlines(values, 0, used, color=FORMATS[part.format], lw=2.5)
-    panel.plot(values, used, "o", color=FORMATS[part.format], ms=4)
-    panel.set_ylim(0, 1.08 * used.max())
+    """The weights' shape and the levels over it, as artists: the shape, bars, dots."""
+    [shape] = panel.fill([], [], color=GREY, lw=0)
+    bars = panel.vlines([], 0, 1, color=FORMATS[part.format], lw=2.5)
+    [dots] = panel.plot([], [], "o", color=FORMATS[part.format], ms=4)
+    panel.set_ylim(0, 1.08 * part.shares.max().item())
     panel.set_xlim(-1.04, 1.04)
     panel.yaxis.set_major_formatter("{x:.0%}")
+    _show_levels(part, shape, bars, dots)
+    return shape, bars, dots
 
 
-def scheme(found: tuple[Rounded, dict[tuple, tuple[float, float]]], figure: Figure | None = None) -> Figure:
+def _show_levels(part, shape, bars, dots):
+    used, n = part.shares.numpy(), len(part.shape)
+    # as high as the tallest level, so that the shapes can be compared
+    heights = (part.shape / part.shape.max()).numpy() * used.max()
+    middles = (2 * np.arange(n) + 1) / n - 1
+    shape.set_xy([(middles[0], 0), *zip(middles, heights), (middles[-1], 0)])
+    tops = np.stack((part.levels.numpy(), used), 1)
+    bars.set_segments([((x, 0), (x, y)) for x, y in tops]), bars.set_color(FORMATS[part.format])
+    dots.set_data(tops.T), dots.set_color(FORMATS[part.format])
+
+
+def scheme(
+    found: tuple[Rounded, dict[tuple, dict[int, tuple[float, float]]], tuple[float, float]],
+    figure: Figure | None = None,
+) -> Figure:
     """One scheme's levels over the weights, and its place among all: error over bits. Draws into `figure` if given.
 
-    found: the scheme, and (format, double) -> block -> (bits, error) of all there are.
+    found: the scheme; (format, double) -> block -> (bits, error) of all there are; and the largest share of a level and
+    the largest error that will ever be shown, where the axes end: axes that moved would have all drawn again.
     """
-    part, others = found
-    figure = emptied(figure, 8.6, 3.2)
-    figure.set_layout_engine("none")  # margins by hand: the picture shall not jump
-    if not figure.axes:
-        figure.subplots(1, 2, gridspec_kw=dict(left=0.085, right=0.97, top=0.96, bottom=0.16, wspace=0.24))
-        for axes in figure.axes:
-            axes.spines[["top", "right"]].set_visible(False)
+    part, others, most = found
+    figure = figure or _scheme(part, others, most)
     shape, place = figure.axes
-    _levels(shape, part)
-    shape.set_xlabel("weight over its block's absmax"), shape.set_ylabel("share at a level")
+    _show_levels(part, *shape.patches, *shape.collections, *shape.lines)
+    *lines, ring = place.lines
     # each name at its smallest block, the dearest one
-    starts = {format: next(iter(points.values()))[1] for (format, double), points in others.items() if not double}
-    heights = dict(zip(starts, spread(list(starts.values()), 0.008)))
-    for (format, double), points in others.items():
-        bits, errors = [bits - 4 for bits, _ in points.values()], [error for _, error in points.values()]
-        mine = (format, double) == (part.format, part.double)
-        style = dict(color=FORMATS[format], ls="--" if double else "-", alpha=1.0 if mine else 0.3)
-        place.plot(bits, errors, marker="o", ms=3, lw=1.2, **style)
+    first = {format: next(iter(points.values())) for (format, double), points in others.items() if not double}
+    low, high = place.get_ylim()
+    heights = spread([error for _, error in first.values()], 0.075 * (high - low))
+    for name, (bits, _), height in zip(place.texts, first.values(), heights):
+        name.xy = bits - 4, height
+    for line, (key, points) in zip(lines, others.items()):
+        line.set_data([bits - 4 for bits, _ in points.values()], [error for _, error in points.values()])
+        line.set_alpha(1.0 if key == (part.format, part.double) else 0.3)
+    ring.set_data([part.bits - 4], [part.error]), ring.set_color(FORMATS[part.format])
+    return figure
+
+
+def _scheme(part, others, most):
+    """The figure of `scheme` without its numbers, which move."""
+    figure = new_figure(8.6, 3.2)
+    figure.set_layout_engine("none")  # margins by hand: the picture shall not jump
+    figure.subplots(1, 2, gridspec_kw=dict(left=0.085, right=0.97, top=0.96, bottom=0.16, wspace=0.24))
+    shape, place = figure.axes
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        moving(*axes.spines.values())
+    moving(*_levels(shape, part))
+    shape.set_ylim(0, 1.05 * most[0])
+    shape.set_xlabel("weight over its block's absmax"), shape.set_ylabel("share at a level")
+    for format, double in others:
+        moving(*place.plot([], [], marker="o", ms=3, lw=1.2, color=FORMATS[format], ls="--" if double else "-"))
         if not double:
-            place.annotate(TITLES[format], (bits[0], heights[format]), (5, 0), textcoords="offset points", va="center",
-                           color=FORMATS[format])  # fmt: skip
-    place.plot(part.bits - 4, part.error, "o", ms=11, mfc="none", mew=2, color=FORMATS[part.format])
+            style = dict(textcoords="offset points", va="center", color=FORMATS[format])
+            moving(place.annotate(TITLES[format], (1, 0), (5, 0), **style))
+    moving(*place.plot([], [], "o", ms=11, mfc="none", mew=2))
     place.set_xscale("log"), place.set_xlim(0.006, 5)
     place.set_xticks([0.01, 0.1, 0.5, 2], ["0.01", "0.1", "0.5", "2"]), place.xaxis.set_minor_locator(NullLocator())
-    place.set_ylim(0.06, 1.05 * max(error for points in others.values() for _, error in points.values()))
+    place.set_ylim(0.06, 1.05 * most[1])
     place.yaxis.set_major_formatter("{x:.0%}")
     place.set_xlabel("bits a weight above the code's 4 (dashed: double)"), place.set_ylabel("error")
     return figure

@@ -23,13 +23,15 @@ def rounding_explorer(layers: dict[str, torch.Tensor]) -> Explorer:
 
     with undelayed():  # all of them before the first key
         done = {name: all_of(layer) for name, layer in layers.items()}
+    every = [part for parts, _ in done.values() for part in parts.values()]
+    most = max(part.shares.max().item() for part in every), max(part.error for part in every)
 
-    def numbers(layer: str, format: str, block: int, double: bool) -> tuple[Rounded, dict]:
+    def numbers(layer: str, format: str, block: int, double: bool) -> tuple[Rounded, dict, tuple[float, float]]:
         parts, places = done[layer]
-        return parts[format, block, double], places
+        return parts[format, block, double], places, most
 
-    def describe(found: tuple[Rounded, dict]) -> str:
-        part, _ = found
+    def describe(found: tuple[Rounded, dict, tuple[float, float]]) -> str:
+        part, *_ = found
         twice = ", absmaxes in 8 bits" if part.double else ""
         return (
             f"{part.format} in blocks of {part.block}{twice}: {part.bits:.3f} bits a weight, {part.error:.2%} off; "
