@@ -141,12 +141,12 @@ def test_every_table_in_the_folder_is_of_runs_as_notebook_05_takes_them_to_be(pa
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_row_says_on_which_base_it_ran_and_but_for_one_experiment_it_is_the_one_that_ships(name):
+def test_every_row_says_on_which_base_it_ran_and_it_is_the_one_that_ships(name):
     own = {row["base"] for row in files.read_csv(RESULTS / f"{name}.csv") if row["model"] == "course"}
-    assert (own <= {fingerprint(load_base())}) == (name != "alphas")
+    assert own <= {fingerprint(load_base())}
 
 
-@pytest.mark.parametrize("name", sorted({*EXPERIMENTS} - {"alphas"}))  # which is of an earlier base
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_recorded_run_done_again_lies_within_the_seeds_spread(name):
     run = min(EXPERIMENTS[name], key=lambda run: (run.method == "full", run.steps * (run.rows or 32)))
     same = [

@@ -137,15 +137,14 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
     ],
     # the same alpha under three conventions, each over a range of learning rates, at a small rank and a large one
     "alphas": [
-        Recipe(r=r, alpha=16.0, scaling=scaling, lr=lr, steps=40, seed=s, start=start)
+        run
         for start, rates in {
-            "chapter": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
-            "paper": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+            "chapter": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+            "paper": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
         }.items()
         for scaling in SCALING
         for r in (4, 64)
-        for lr in rates
-        for s in SEEDS
+        for run in _plays("lora", rates, r, alpha=16.0, scaling=scaling, start=start, steps=30)
     ],
     # the largest rank of "ranks" once more, at gentler rates
     "cooler": [Recipe(r=64, alpha=64, lr=lr, seed=s) for lr in (1e-3, 3e-3) for s in SEEDS],
@@ -202,7 +201,7 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
         run
         for rows, full, lora in (
             (16, (3e-4, 1e-3), (1e-3, 3e-3)),
-            (64, (1e-3, 3e-3), (3e-3, 1e-2)),
+            (64, (1e-3, 3e-3), (3e-3, 5.6e-3, 1e-2)),
             (256, (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2)),
         )
         for method, r, rates in (("full", 8, full), ("lora", 64, lora))
