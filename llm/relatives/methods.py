@@ -148,7 +148,7 @@ def _pissa(model, r, alpha, targets, **options):
 _IA3 = dict(layer=Ia3Linear, saves=True, peft="IA3Config")
 
 
-@_method("ia3", "the smallest files, for what the base can nearly do already", "2205.05638", **_IA3)
+@_method("ia3", "the smallest adapters that PEFT opens, for what the base can nearly do already", "2205.05638", **_IA3)
 def _ia3(model, r, **_):
     wrapped = {}
     for layer, (path, *_) in places(model).items():
@@ -196,7 +196,7 @@ def _bitfit(model, r, **_):
     return _of_the_base(model, "biases", lambda name: name.rpartition(".")[2] == "bias")
 
 
-@_method("norm", "a control: how far the last norm alone comes")
+@_method("norm", "a control: how far the last norm alone comes", peft="LNTuningConfig")
 def _norm(model, r, **_):
     *_, last = (None, *(path for m, (path, *_) in places(model).items() if "norm" in type(m).__name__.lower()))
     return _of_the_base(model, "a norm", lambda name: name.rpartition(".")[0] == last)
