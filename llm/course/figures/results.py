@@ -204,15 +204,15 @@ def by_target(rows: list[dict]) -> Figure:
 def by_seed(panels: dict[str, dict[str, list[float]]], colours: dict[str, str]) -> Figure:
     """Arms side by side, a panel for each title: a point a seed, a thin line from each seed's to its next, a bar at the
     median. panels: title -> arm -> values, seed by seed; colours: arm -> its method in `COLOURS`."""
-    figure, panels_of = new_axes(2.15 * len(panels), 3.2, columns=len(panels))
+    many = len(next(iter(panels.values()))) > 2  # whose names would touch
+    figure, panels_of = new_axes(2.15 * len(panels), 3.8 if many else 3.2, columns=len(panels))
     for axes, (title, arms) in zip(panels_of, panels.items()):
         for values in zip(*arms.values()):
             axes.plot(values, color=COLOURS["control"], lw=0.8, zorder=1)
         for x, (arm, values) in enumerate(arms.items()):
             axes.plot([x] * len(values), values, "o", color=COLOURS[colours[arm]], alpha=0.6, ms=5, mec="none")
             axes.plot(x, median(values), "_", color=COLOURS[colours[arm]], ms=18, mew=2.5)
-        upright = dict(rotation=90) if len(arms) > 2 else {}
-        axes.set_xticks(range(len(arms)), arms, **upright)
+        axes.set_xticks(range(len(arms)), arms, rotation=90 if many else 0)
         axes.set_xlim(-0.5, len(arms) - 0.5)
         axes.margins(y=0.1)
         axes.set_title(title, fontsize=10)
