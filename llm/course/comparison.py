@@ -19,7 +19,7 @@ def by_method(rows: Rows, task: str) -> dict[str, Rows]:
 
 
 def by_rate(rows: Rows, measure: str = "after") -> dict[float, float]:
-    """Rate -> the median of a measure, rising, for the rows of one method and task.
+    """Rate -> the median of a measure, rising, for the rows of one task, method and rank.
 
     Where some rates have more seeds than others, those that all have are compared: else more luck would count as better.
     """
@@ -34,7 +34,7 @@ def by_rate(rows: Rows, measure: str = "after") -> dict[float, float]:
 
 
 def best_rate(rows: Rows) -> float:
-    """The rate at which the loss is lowest, for the rows of one method and task."""
+    """The rate at which the loss is lowest, for the rows of one task, method and rank."""
     found = by_rate(rows)
     return min(found, key=found.__getitem__)
 

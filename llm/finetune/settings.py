@@ -22,7 +22,8 @@ METHODS = (
 # Peak learning rate of LoRA, by the base: the course's own model, as data/results/rates.csv has it, and any other, whose
 # wider layers start hotter.
 COURSE_RATE, OTHER_RATE = 1e-2, 1e-3
-TIMES = {"lora+": 1 / 16, "ia3": 10}  # as high: so that LoRA+'s B has LoRA's rate; IA3's factors start at 1, not at 0
+# as high, as data/results/relatives.csv has it: LoRA+'s B at LoRA's rate; IA3's factors, which start at 1, between the two
+TIMES = {"lora+": 1 / 16, "ia3": 10}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from statistics import median
 
 from matplotlib.figure import Figure
 
+from llm.course.comparison import at_best
 from llm.course.figures.canvas import axes_gap, label_end, new_axes, spread
 from llm.course.figures.palette import COLOURS, NAMES
 
@@ -32,17 +33,12 @@ def grouped(rows: list[dict], key: str, measure: str) -> dict:
     return found
 
 
-def at_best_rate(rows: list[dict], measure: str = "after") -> list[dict]:
-    """Of the rows of each task, method and rank those at the learning rate whose median is lowest."""
+def at_best_rate(rows: list[dict]) -> list[dict]:
+    """Of the rows of each task, method and rank those at the learning rate whose median loss is lowest."""
     kinds: dict = {}
     for row in rows:
         kinds.setdefault((row["task"], row["method"], row["r"]), []).append(row)
-    found = []
-    for here in kinds.values():
-        middle = {lr: median(values) for lr, values in grouped(here, "lr", measure).items()}
-        best = min(middle, key=middle.__getitem__)
-        found += [row for row in here if row["lr"] == best]
-    return found
+    return [row for here in kinds.values() for row in at_best(here)]
 
 
 def by_rank(
