@@ -15,7 +15,7 @@ from llm.__main__ import main
 from llm.adapters import fingerprint
 from llm.bases import load_base
 from llm.course import experiments, figures
-from llm.course.experiments import EXPERIMENTS, Recipe, measure, missing
+from llm.course.experiments import EXPERIMENTS, Recipe, loss_after, measure, missing
 from llm.course.tasks import ARMS, Task
 from llm.lora import apply_lora, lora_layers
 from llm.model import GPT, GPTConfig
@@ -156,7 +156,7 @@ def test_a_recorded_run_done_again_lies_within_the_seeds_spread(name):
     ]
     recorded = sorted(row["after"] for row in same)
     margin = max(recorded[-1] - recorded[0], 0.005)  # another device rounds otherwise
-    assert recorded[0] - margin <= measure(run)["after"] <= recorded[-1] + margin
+    assert recorded[0] - margin <= loss_after(run) <= recorded[-1] + margin
 
 
 def of_rates(task, method, measure):
@@ -243,6 +243,12 @@ def test_a_run_repeats_by_its_seed(toy):
 def test_a_rate_too_hot_is_a_result_and_not_the_end_of_the_experiment(toy):
     row = measure(Recipe(r=2, steps=12, lr=1e30))
     assert math.isnan(row["after"]) or row["after"] > row["before"]
+
+
+@pytest.mark.parametrize("merge", ["", *experiments.MERGES])
+def test_the_loss_alone_is_the_loss_of_the_row(toy, merge):
+    run = Recipe(r=2, alpha=2.0, steps=20, lr=3e-2, quantize="nf4" if merge else "", merge=merge)
+    assert round(experiments.loss_after(run), 4) == measure(run)["after"]
 
 
 def test_results_of_plays_have_no_share_of_answers(toy):

@@ -281,6 +281,12 @@ def measure(run: Recipe, device: str = "cpu") -> dict:
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
 
 
+def loss_after(run: Recipe, device: str = "cpu") -> float:
+    """The held-out loss that a run ends with, in nats a token, and nothing else of what `measure` measures."""
+    model, _ = trained(run, device)
+    return evaluate(_merged(run, model), _heldout(run), _base(run.model).loss)
+
+
 def _ranks(model, base):
     """Of each block matrix that moved, the rank that holds 90 % of its update."""
     if layers := lora_layers(model):
