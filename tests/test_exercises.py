@@ -8,6 +8,7 @@ import copy
 import math
 import re
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
@@ -16,16 +17,8 @@ import pytest
 import torch
 import torch.nn as nn
 
-from llm.course.exercises import (
-    notebook_01,
-    notebook_02,
-    notebook_03,
-    notebook_04,
-    notebook_05,
-    notebook_06,
-    notebook_08,
-    notebook_09,
-)
+from llm.course import exercises
+from llm.course.exercises import notebook_01, notebook_03
 from llm.lora import LoraLinear, apply_lora
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
@@ -90,17 +83,8 @@ def found(path):
 EXERCISES = {exercise.name: exercise for path in NOTEBOOKS for exercise in found(path)}
 CHECKS = {
     name: check
-    for module in (
-        notebook_01,
-        notebook_02,
-        notebook_03,
-        notebook_04,
-        notebook_05,
-        notebook_06,
-        notebook_08,
-        notebook_09,
-    )
-    for name, check in vars(module).items()
+    for file in sorted(Path(exercises.__path__[0]).glob("notebook_*.py"))
+    for name, check in vars(import_module(f"{exercises.__name__}.{file.stem}")).items()
     if name.startswith("check_")
 }
 each = pytest.mark.parametrize("exercise", EXERCISES.values(), ids=EXERCISES.keys())
