@@ -218,11 +218,15 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
         for method, rates in RATES.items()
         for run in [*_compared(method, *rates), *_compared(method, *([lr] for lr in BEST[method]), seeds=SEEDS[1:])]
     ],
-    # rates and forgetting once more, on a model ten times as large that others have trained
+    # rates and forgetting once more, on a model ten times as large that others have trained: three seeds about the best
     "smollm2": [
         run
-        for method, rates in {"full": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), "lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}.items()
-        for run in _runs("shakespeare", method, rates, steps=30, rows=4, seeds=(0,), model="smollm2")
+        for seeds, rates in (
+            (SEEDS, {"lora": (1e-3, 3e-3, 1e-2), "full": (1e-4, 3e-4, 1e-3)}),
+            (SEEDS[:1], {"lora": (1e-4, 3e-4), "full": (1e-5, 3e-5)}),
+        )
+        for method in rates
+        for run in _runs("shakespeare", method, rates[method], steps=30, rows=4, seeds=seeds, model="smollm2")
     ],
     # over four bits instead of 32, as it is and merged
     "qlora": [

@@ -224,9 +224,9 @@ class Notebook:
         self.page.wait_for_function("() => window.delay !== null")
         return self.page.evaluate("() => window.delay")
 
-    def shot(self, name):
+    def shot(self, name, part=None):
         SHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SHOTS / f"{name}.png")
+        (part or self.page).screenshot(path=SHOTS / f"{name}.png")
 
     def close(self):
         self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")

@@ -6,6 +6,9 @@ import time
 
 import pytest
 
+from llm.text.batches import UNSEEN
+from llm.text.records import make_records
+
 HANG = 20 * 60  # seconds
 
 
@@ -295,4 +298,34 @@ def test_the_live_lab_trains_stops_answers_saves_and_resets(open_notebook, times
         train()
         press("Stop")
         book.wait_for_text(part, "stopped after")
+        assert not book.complaints()
+
+
+def test_two_runs_of_the_lab_stand_in_one_picture_and_the_better_one_answers(open_notebook):
+    """A rate that is too hot, then rank and rate as the course sets them; README shows the screenshot."""
+    with open_notebook("04_fine_tune.ipynb") as book:
+        book.page.set_viewport_size(dict(width=1280, height=1400))  # the whole of it in one screenshot
+        book.run_cell("from llm.course.widgets.lab import Lab")
+        book.run_cell("Lab(")
+        part = book.page.locator(".widget-vbox").filter(has=book.page.get_by_role("button", name="Train")).last
+        book.wait_for_text(part, "ready")
+
+        def choose(**said):
+            for label, value in said.items():
+                part.get_by_role("combobox", name=label).select_option(label=value)
+
+        choose(task="records", rate="0.1")
+        part.get_by_role("button", name="Train").click()
+        book.wait_for_text(part, re.compile("done after 40 steps: "))
+        part.locator("pre").nth(1).wait_for()  # the base answers, then the adapter
+        answers = part.locator("pre").all_inner_texts
+        wrong = answers()
+        choose(rate="0.01")
+        part.get_by_role("button", name="Train").click()
+        base, adapter = changed(answers, wrong)
+        assert adapter.strip() == make_records(1, seed=UNSEEN)[0].answer != base.strip()
+        columns, hot, better = (row.locator("th, td").all_inner_texts() for row in part.locator("tr").all())
+        hot, better = dict(zip(columns, hot, strict=True)), dict(zip(columns, better, strict=True))
+        assert hot["curve"] == "too hot" and float(better["held-out"]) < 0.05 < float(better["base"])
+        book.shot("lab", part)
         assert not book.complaints()

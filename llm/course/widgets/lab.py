@@ -314,7 +314,8 @@ def _meaning(trial):
 
 def _table(trials):
     def row(cells, tag="td"):
-        return "<tr>" + "".join(f'<{tag} style="padding: 0 6px">{cell}</{tag}>' for cell in cells) + "</tr>"
+        style = "padding: 0 5px" + "; white-space: nowrap" * (tag == "td")
+        return "<tr>" + "".join(f'<{tag} style="{style}">{cell}</{tag}>' for cell in cells) + "</tr>"
 
     shown = ("task", "method", "r", "alpha", "scaling", "start", "targets", "lr", "steps")
     rows = [row(("run", *shown, "base", "held-out", "s a step", "end", "curve"), "th")]
