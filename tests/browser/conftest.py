@@ -238,6 +238,8 @@ def open_notebook(server, browser):
 
     @contextmanager
     def opened(name):
+        # as it is stored: what JupyterLab saved of another test has widgets whose kernel is gone
+        shutil.copyfile(ROOT / "notebooks" / name, server.folder / name)
         context = browser.new_context(viewport={"width": 1280, "height": 1000})
         book = Notebook(context.new_page(), server, name)
         try:
