@@ -153,10 +153,14 @@ class Notebook:
     def wait_for(self, condition):
         self.page.wait_for_function(f"() => {{ const app = window.jupyterapp; return app && ({condition}); }}")
 
+    def clear(self):
+        """Take the stored outputs away, and with them the widgets whose kernel is gone."""
+        self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
+
     def run_all(self):
         """Run All from the menu, to the end; fails when a cell did."""
         # stored outputs bring their execution counts along: without them a count says that a cell has run just now
-        self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
+        self.clear()
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         code = "[...app.shell.currentWidget.content.widgets].filter(c => c.model.type === 'code')"

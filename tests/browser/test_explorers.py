@@ -312,6 +312,7 @@ def test_two_runs_of_the_lab_stand_in_one_picture_and_the_better_one_answers(ope
     """A rate that is too hot, then rank and rate as the course sets them; README shows the screenshot."""
     with open_notebook("04_fine_tune.ipynb") as book:
         book.page.set_viewport_size(dict(width=1280, height=1400))  # the whole of it in one screenshot
+        book.clear()
         book.run_cell("from llm.course.widgets.lab import Lab")
         book.run_cell("Lab(")
         part = book.page.locator(".widget-vbox").filter(has=book.page.get_by_role("button", name="Train")).last
