@@ -2,16 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
-INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
+LONG := $(wildcard $(foreach subject,real_model fine_tune why_low_rank,notebooks/*_$(subject).ipynb))  # first, so that no core waits for the last
+CONSTRAINED := --quiet --constraint constraints.txt
+# uv installs what pip would, in a fraction of the time; where it cannot be had, or does not get through, pip does it
+course = $(CONSTRAINED) --editable '.[$(extras)]'
+install = $(BIN)/uv pip install --python $(BIN)/python $(course) || $(BIN)/pip install $(course)
+# a test file or notebook at a time for each core, with one thread each; WORKERS=0 is one after the other
+WORKERS ?= auto
+PYTEST := python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 # PyTorch's threads wait for each other by turning in circles: quickest on a quiet machine, and very slow where other
 # programs want the same cores. Here they sleep while they wait.
 test lint unit notebooks browser test-colab test-floors: export OMP_WAIT_POLICY ?= PASSIVE
+unit notebooks browser test-floors: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup real lab test lint unit notebooks browser test-colab test-floors gpu refresh bench growth clean
+.PHONY: help setup real lab colab test lint unit notebooks browser test-colab test-floors gpu refresh bench growth clean
 
 help:
 	@echo "make lab        set up, then open the course in JupyterLab"
-	@echo "make real       add what notebook 07 needs: transformers, peft, gguf, and a real model (98 MB)"
+	@echo "make real       add what a real model needs: transformers, peft, gguf, and its weights (98 MB)"
+	@echo "make colab      pack the course into one file for Colab"
 	@echo "make test       set up all of it, then lint, unit tests, every notebook under nbval and in a browser"
 	@echo "make test-colab every notebook alone, on the versions that Colab has"
 	@echo "make test-floors the unit tests on the lowest versions that the course admits"
@@ -21,20 +30,27 @@ help:
 	@echo "make growth     time and memory of a step as rank, width and the rest grow"
 	@echo "make clean      remove what is made again in minutes: .venv, build/colab, build/floors, cached corpora; models and runs stay"
 
+.venv/.lab: extras = lab
+.venv/.real: extras = lab,real
+.venv/.test: extras = lab,real,test
+
 .venv/.lab: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"Python {v[0]}.{v[1]} is too old: call make with PYTHON=python3.11 or newer")'
 	$(PYTHON) -m venv .venv
-	$(INSTALL) torch
-	$(INSTALL) --editable '.[lab]'
+	-$(BIN)/pip install --quiet uv
+	$(BIN)/pip install $(CONSTRAINED) torch
+	$(install)
 	@touch $@
 
 .venv/.real: .venv/.lab
-	$(INSTALL) --editable '.[lab,real]'
+	$(install)
 	@touch $@
 
-# the tests compare with transformers and PEFT; a learner of notebooks 01 to 06 installs neither
+# the tests compare with transformers and PEFT; a learner of the first notebooks installs neither. They start a hundred
+# processes, and uv leaves it to the first of them to compile what they import
 .venv/.test: .venv/.real
-	$(INSTALL) --editable '.[lab,real,test]'
+	$(install)
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # templates of other packages are no Python
 	@touch $@
 
 setup: .venv/.lab
@@ -43,8 +59,11 @@ setup: .venv/.lab
 real: setup .venv/.real
 	@$(BIN)/python -m llm fetch --real
 
+colab: setup
+	@$(BIN)/python -m llm pack
+
 lab: setup
-	$(BIN)/jupyter lab notebooks/01_formula.ipynb
+	$(BIN)/jupyter lab notebooks/00_one_page.ipynb
 
 test: lint unit notebooks browser
 
@@ -54,21 +73,21 @@ lint: .venv/.test
 	$(BIN)/lint-imports
 
 unit: .venv/.test real
-	$(BIN)/python -m pytest tests --ignore tests/browser
+	$(BIN)/$(PYTEST) tests --ignore tests/browser
 
-# a process of its own: playwright keeps an event loop running, in which no other test could start one
+# in processes of their own: playwright keeps an event loop running, in which no other test could start one
 browser: .venv/.test real
-	$(BIN)/python -m pytest tests/browser
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) tests/browser
 
 # a limit is for hangs, 20 minutes: slowness is no failure
 # strict: stored outputs must come out again, but for cells tagged nbval-ignore-output, whose claims are asserts
 notebooks: .venv/.test real
-	$(if $(NOTEBOOKS),$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout=1200 --nbval-kernel-startup-timeout=1200 --durations=10 $(NOTEBOOKS))
+	$(if $(NOTEBOOKS),$(BIN)/$(PYTEST) --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout=1200 --nbval-kernel-startup-timeout=1200 --durations=10 --no-loadscope-reorder $(LONG) $(filter-out $(LONG),$(NOTEBOOKS)))
 
 # torch first, by its pin: asked for by another package it would bring CUDA along
 build/colab/.done: tests/colab/pins.txt constraints.txt
 	$(PYTHON) -m venv --clear build/colab
-	build/colab/bin/pip install --quiet --constraint constraints.txt torch
+	build/colab/bin/pip install $(CONSTRAINED) torch
 	build/colab/bin/pip install --quiet --requirement tests/colab/pins.txt
 	@touch $@
 
@@ -78,15 +97,16 @@ test-colab: build/colab/.done
 # the lowest version of everything that pyproject.toml admits, but torch
 build/floors/.done: tests/floors/pins.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear build/floors
-	build/floors/bin/pip install --quiet --constraint constraints.txt torch
+	build/floors/bin/pip install $(CONSTRAINED) torch
 	$(PYTHON) tests/floors/pins.py > build/floors/pins.txt
 	build/floors/bin/pip install --quiet --requirement build/floors/pins.txt
 	@touch $@
 
-# recorded runs are not done again: their numbers are torch's, and its version is the same
+# torch is the same there: what needs torch alone, recorded runs included, is not proved twice
+TORCH_ALONE := contents distributed four_bits loss movements notebooks patience spectra start subspaces toy_matrices training
 test-floors: build/floors/.done real
 	build/floors/bin/lint-imports --no-cache
-	build/floors/bin/python -m pytest tests --ignore tests/browser --ignore tests/test_start.py -k 'not done_again'
+	build/floors/bin/$(PYTEST) tests --ignore tests/browser $(TORCH_ALONE:%=--ignore tests/test_%.py) -k 'not done_again'
 
 # with the Python that has the GPU's torch, and numpy, safetensors, tiktoken, typer, pytest beside it; makes no environment.
 # transformers and peft, nbclient and ipywidgets are used where they are there

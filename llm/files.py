@@ -1,15 +1,22 @@
-"""Files written whole or not at all. Knows nothing about models or text."""
+"""Files and folders written whole or not at all, and a folder that one process works in alone. Knows no models or text."""
 
 import csv
+import errno
 import os
-import shutil
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from llm.errors import WriteError
+from llm.errors import CourseError, RunError, WriteError
+
+LOCK, UNFINISHED = ".lock", ".unfinished-"  # a lock's name, and how the names of files that are being written begin
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # numpy has no number for a file that was cut short
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
@@ -17,38 +24,94 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises WriteError when the disk does not take it; the message says what to do.
     """
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=UNFINISHED) as folder:
             write(Path(folder) / path.name)
             os.replace(Path(folder) / path.name, path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError of many lines
-        why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise WriteError(f"could not write {path} ({why}): nothing was lost; make room there, then try again") from None
 
 
-def whole_folder(folder: Path, write: Callable[[Path], object]) -> None:
+def whole_folder(folder: Path, write: Callable[[Path], object], last: str = "config.json") -> None:
     """Let `write` fill a folder beside `folder`, then rename it: a kill or a full disk leaves none.
 
-    Raises WriteError when the disk does not take it.
+    An empty folder that is there, also behind a link, stays, as it may be a mount or the current folder: the files move
+    into it, `last` behind all others, without which they are no model. Raises WriteError when there is more in it, or the
+    disk does not take the files.
     """
-    new = folder.with_name(f".{folder.name}.{os.getpid()}")
+    target = Path(os.path.realpath(folder))
+    with _writing(folder):
+        inside = target.is_dir()
+        place = target if inside else target.parent
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place, prefix=".") as private:
+            if inside and os.listdir(target) != [Path(private).name]:  # another process may have begun to write here
+                raise WriteError(f"{folder} is there already and is not an empty folder: choose another name")
+            new = Path(private) / "new"  # with the rights of any new folder; `private` has its owner's alone
+            new.mkdir()
+            write(new)
+            if not inside:
+                os.rename(new, target)  # fails where another process was quicker
+            for path in sorted(new.iterdir(), key=lambda path: path.name == last) if inside else ():
+                os.replace(path, target / path.name)
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Let no other process, nor another `claim` here, work in `folder` inside the `with`; the end of a process frees it.
+
+    The folder is made where there is none; what is still empty at the end goes again. Raises RunError when somebody works
+    in it, and WriteError when it cannot be written.
+    """
+    folder = Path(os.path.realpath(shown := folder))
+    with _writing(shown):
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, thread_local=False)  # a generator may be closed in another thread
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(f"a run is at work in {shown}: wait until it ends, or choose another --out") from None
     try:
-        new.mkdir(parents=True)
-        write(new)
-        os.replace(new, folder)
-    except (OSError, SafetensorError) as error:  # safetensors has a full disk as an error of its own
-        raise WriteError(f"could not write {folder} ({error}): make room there, or choose another place") from None
+        yield
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        with suppress(OSError):  # Windows keeps it until it is released, and takes it away then
+            (folder / LOCK).unlink()
+        lock.release()
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+
+
+@contextmanager
+def _writing(path):
+    """What the operating system refuses inside the `with`, as a WriteError; a defect stays as it is."""
+    try:
+        yield
+    except CourseError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        why = str(error).partition("\n")[0]
+        if isinstance(error, OSError):
+            number, why = error.errno, error.strerror or why
+        elif code := re.search(r"\(os error (\d+)\)|code: (\d+)", why):  # safetensors, and its versions before 0.6
+            number = int(code[1] or code[2])
+            why = os.strerror(number)
+        elif "inline_container.cc" in why:  # torch, which does not say more of a file that was cut short
+            number, why = None, why.partition("strerror: ")[2] or "not all of it was taken"
+        else:
+            raise
+        cure = "make room there, then try again" if number in FULL else "try again, or choose another place"
+        cure = "choose another place" if number in FORBIDDEN else cure
+        raise WriteError(f"could not write {path} ({why}): nothing was lost; {cure}") from None
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    """Rows of the same keys as a table with a header; floats at full precision."""
+    """Rows as a table whose header has every key of theirs, empty cells where a row lacks one; floats at full precision."""
 
     def write(to):
         with open(to, "w", newline="", encoding="utf-8") as f:
-            writer = csv.DictWriter(f, rows[0].keys(), lineterminator="\n")
+            keys = dict.fromkeys(key for row in rows for key in row)
+            writer = csv.DictWriter(f, keys, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
 
@@ -65,8 +128,6 @@ def read_csv(path: Path) -> list[dict]:
 
 def _number(text):
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            pass
     return text

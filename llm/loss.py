@@ -1,118 +1,154 @@
 """Next-token loss straight from hidden states: the (tokens, vocab) logits are never held whole.
 
 At 2,048 tokens and GPT-2's vocabulary the logits alone are 412 MB, and their gradient as much again.
-Knows nothing about models: it takes hidden states, the head's weight and the targets.
+`chunked_loss` is the whole idea; `tiled_loss` computes the same in a quarter of the time where the head is a plain weight.
+Knows nothing about models: it takes hidden states, the output layer or its weight, and the targets.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-
 import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from llm.errors import SettingError
 
 IGNORE = -100  # a target with this value does not count, PyTorch's own convention
-CHUNK, CHUNK_ON_GPU = 128, 2048  # rows of logits held at a time: 128 rows of 50,257 floats are 26 MB
+CHUNK, CHUNK_ON_GPU = 128, 2048  # rows whose logits are held at a time: 128 rows of 50,257 floats are 26 MB
+TILE = 512, 2048  # rows and words of the logits that `tiled_loss` holds: 4 MB, which stay in the cache
 PRECISIONS = ("auto", "float32", "bfloat16")
 
-_precision: ContextVar[str] = ContextVar("precision", default="float32")
 
+def head_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, precision: str = "float32") -> torch.Tensor:
+    """Mean cross-entropy in nats of `head(hidden)` against `targets`, for any output layer.
 
-def next_token_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in nats of `hidden @ weight.T` against `targets`, in chunks of rows.
-
-    hidden (..., d), weight (vocab, d), targets (...) with `IGNORE` where a position does not count.
-    Ignored positions are dropped before they are projected. The mean is float32, or finer where the states are; see
-    `head_precision` for the products. Raises SettingError when no position counts; on a GPU, where asking would wait for
-    it, the loss is then NaN, and ignored positions are projected and not counted.
+    hidden (..., d), targets (...) with `IGNORE` where a position does not count. A linear layer without a bias is its
+    weight, and `tiled_loss` takes that in `precision`. Any other layer, such as one with an adapter, may do more than its
+    weight says, dropout for one: `chunked_loss` calls it, in the layer's own precision.
+    Raises SettingError when no position counts; on a GPU, where asking would wait for it, the loss is then NaN.
     """
-    hidden, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1)
-    counted = targets != IGNORE
-    if not _waits(hidden.device) and not counted.all():
-        hidden, targets, counted = hidden[counted], targets[counted], counted[counted]
-        if len(targets) == 0:
-            raise SettingError("no position counts towards the loss: every target is masked")
-    hidden, targets = hidden.masked_fill(~counted[:, None], 0), targets.masked_fill(~counted, 0)
-    return _Chunked.apply(hidden, weight, targets, counted, _products(weight), torch.is_grad_enabled())
+    hooks = getattr(head, "_forward_hooks", None) or getattr(head, "_forward_pre_hooks", None)
+    if type(head) is nn.Linear and head.bias is None and not hooks and "forward" not in vars(head):
+        return tiled_loss(hidden, head.weight, targets, precision)
+    check_precision(precision)
+    return chunked_loss(hidden, head, targets)
 
 
-@contextmanager
-def head_precision(name: str) -> Iterator[None]:
-    """Inside the block the head's matrix products are of this precision, one of PRECISIONS; their sums stay float32.
+def chunked_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> torch.Tensor:
+    """`head_loss`, written plainly: a chunk of rows goes through the head, and through it again in the backward pass."""
 
-    "auto" is bfloat16 for a frozen head where the device multiplies it (`multiplies_bfloat16`), and float32 elsewhere.
-    A head that is loaded in 16 bits keeps them, and under torch.autocast its dtype is the one. Raises SettingError for
-    another name.
+    def chunk_loss(rows, words):
+        logits = head(rows)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        return F.cross_entropy(logits.to(wide), words, ignore_index=IGNORE, reduction="sum")
+
+    hidden, targets = _counted(hidden, targets)
+    size = CHUNK_ON_GPU if hidden.is_cuda else CHUNK
+    chunks = zip(hidden.split(size), targets.split(size))
+    return sum(checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks) / (targets != IGNORE).sum()
+
+
+def tiled_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, precision: str = "float32"
+) -> torch.Tensor:
+    """Mean cross-entropy in nats of `hidden @ weight.T` against `targets`, a tile of logits at a time.
+
+    hidden (..., d), weight (vocab, d), targets (...) with `IGNORE` where a position does not count. The sums and the mean
+    are float32, or finer where the states are. precision of the products, one of PRECISIONS: "auto" is bfloat16 for a
+    frozen weight where the device multiplies it (`multiplies_bfloat16`), and float32 elsewhere. A weight that is loaded
+    in 16 bits keeps them, and under torch.autocast its dtype is the one. Raises SettingError as `head_loss` does.
     """
+    check_precision(precision)
+    hidden, targets = _counted(hidden, targets)
+    return _Tiled.apply(hidden, weight, targets, _product_dtype(weight, precision), torch.is_grad_enabled())
+
+
+def check_precision(name: str) -> None:
+    """Raises SettingError when there is no precision of this name."""
     if name not in PRECISIONS:
         raise SettingError(f"there is no precision {name!r}: choose one of {', '.join(PRECISIONS)}")
-    token = _precision.set(name)
-    try:
-        yield
-    finally:
-        _precision.reset(token)
-
-
-def asked_for_bfloat16(device: torch.device) -> bool:
-    """Whether this is inside `head_precision("bfloat16")`, on a processor."""
-    return device.type == "cpu" and _precision.get() == "bfloat16"
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16 products: two to four times as fast as float32 where it has."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()  # AMX has them, too, and is never without
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()  # every processor with AMX has these as well
 
 
-def _products(weight):
-    """The dtype in which `weight` is multiplied."""
-    name, device = _precision.get(), weight.device
-    if weight.dtype == torch.float32 and torch.is_autocast_enabled(device.type):
-        return torch.get_autocast_dtype(device.type)
-    if weight.dtype != torch.float32 or name == "float32":
-        return weight.dtype
-    if name == "auto" and (weight.requires_grad or not multiplies_bfloat16(device)):
-        return weight.dtype
-    return torch.bfloat16
+def _product_dtype(weight, precision):
+    if weight.dtype == torch.float32 and torch.is_autocast_enabled(weight.device.type):
+        return torch.get_autocast_dtype(weight.device.type)
+    frozen_and_fast = not weight.requires_grad and multiplies_bfloat16(weight.device)
+    if weight.dtype == torch.float32 and (precision == "bfloat16" or precision == "auto" and frozen_and_fast):
+        return torch.bfloat16
+    return weight.dtype
 
 
-class _Chunked(torch.autograd.Function):
+def _counted(hidden, targets):
+    """Rows (N, d) and targets (N,) that count; where leaving others out would wait for a GPU, they stay, as zeros."""
+    hidden, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1).long()
+    counted = targets != IGNORE
+    if _waits(hidden.device):
+        return hidden.masked_fill(~counted[:, None], 0), targets
+    if not counted.all():
+        hidden, targets = hidden[counted], targets[counted]
+    if len(targets) == 0:
+        raise SettingError("no position counts towards the loss: every target is masked")
+    if targets.min() < 0:
+        raise SettingError(f"{targets.min()} is no target: give a token's id, or {IGNORE} where none counts")
+    return hidden, targets
+
+
+def _waits(device):
+    """Whether to ask for a value is to wait until the device has worked off all that came before."""
+    return device.type == "cuda"
+
+
+class _Tiled(torch.autograd.Function):
     """-log softmax(W h)[t] = log sum_j exp(w_j h) - w_t h, whose gradient by h is softmax(W h) W - w_t.
 
-    A chunk's gradients are made while its logits are there: they would be made a second time in the backward. The
-    target's own part is worked out apart, in full precision: in coarse products a model that is nearly sure would see
-    little but their rounding, and a loss below zero.
+    The sum and the gradient grow tile by tile, relative to the largest logit so far, as in FlashAttention (Dao et al. 2022,
+    section 3.1); no exp overflows, whatever the logits are. The gradients are made while a tile is there: the backward pass
+    would have to make the tile a second time. Where the weight learns too, a tile is as wide as the vocabulary, for its gradient
+    needs the whole sum of a row. The target's own part is worked out apart, in full precision: in coarse products a model
+    that is nearly sure would see little but their rounding, and a loss below zero.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, counted, products, training):
+    def forward(ctx, hidden, weight, targets, products, training):
         wants_hidden, wants_weight = (training and wanted for wanted in ctx.needs_input_grad[:2])
         wide = torch.promote_types(hidden.dtype, torch.float32)
+        counted, targets = targets != IGNORE, targets.clamp(min=0)
         share = counted[:, None] / counted.sum(dtype=wide)  # (N, 1), of the mean
-        wide_h, row = hidden.to(wide), weight[targets].to(wide)  # (N, d), (N, d)
-        own = (wide_h * row).sum(1, keepdim=True)  # (N, 1), the target's logit
-        loss, missed = own.new_zeros(()), torch.empty_like(own)  # missed: 1 - the target's probability
-        d_hidden = torch.empty_like(wide_h) if wants_hidden else None
+        wide_h, target_row = hidden.to(wide), weight[targets].to(wide)  # (N, d), (N, d)
+        own = (wide_h * target_row).sum(1, keepdim=True)  # (N, 1), the target's logit
+        d_hidden = torch.zeros_like(wide_h) if wants_hidden else None
         d_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
+        loss, missed = own.new_zeros(()), torch.empty_like(own)  # missed: 1 - the target's probability
         h, W = hidden.to(products), weight.to(products)
-        calm = _calm(wide_h, weight, products)
-        rows_at_once = CHUNK_ON_GPU if h.is_cuda else CHUNK if wants_weight else CHUNK // 2  # half stays in the cache
-        for rows in (slice(i, i + rows_at_once) for i in range(0, len(h), rows_at_once)):
-            logits = h[rows] @ W.T  # (rows, vocab)
-            top = 0 if calm else logits.amax(1, keepdim=True)
-            e = (logits if calm else logits.sub_(top)).exp_().scatter_(1, targets[rows, None], 0)
-            others = e.sum(1, keepdim=True, dtype=wide)
+        n_rows, n_words = TILE
+        if h.is_cuda or wants_weight:
+            n_rows, n_words = CHUNK_ON_GPU if h.is_cuda else CHUNK, len(W)
+        for rows in (slice(i, i + n_rows) for i in range(0, len(h), n_rows)):
+            # (rows, 1) each: the largest logit so far, which begins with the target's, and the sum without the target
+            top, others = own[rows], torch.zeros_like(own[rows])
+            for first in range(0, len(W), n_words):
+                words = W[first : first + n_words]
+                e, new_top = _exponentials(h[rows] @ words.T, targets[rows, None] - first, top)
+                shrink, top = (top - new_top).exp(), new_top
+                others = others * shrink + e.sum(1, keepdim=True)
+                e = e.to(products)
+                if wants_hidden:
+                    d_hidden[rows] = d_hidden[rows] * shrink + e @ words
             total = others + (own[rows] - top).exp()
             missed[rows] = others / total
-            loss += (share[rows] * (total.log() + top - own[rows]).clamp(min=0)).sum()
+            loss += (share[rows] * (total.log() + (top - own[rows])).clamp(min=0)).sum()
             if wants_hidden:
-                d_hidden[rows] = share[rows] * (e @ W) / total
+                d_hidden[rows] *= share[rows] / total
             if wants_weight:
                 d_weight += e.T @ (share[rows] * wide_h[rows] / total).to(products)
         if wants_hidden:
-            d_hidden -= share * missed * row
+            d_hidden -= share * missed * target_row
         if wants_weight:
             d_weight.index_add_(0, targets, -share * missed * wide_h)
         ctx.save_for_backward(d_hidden, d_weight)
@@ -122,17 +158,18 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        made = zip(ctx.saved_tensors, ctx.dtypes)
-        return *(None if d is None else (d * gradient).to(dtype) for d, dtype in made), None, None, None, None
+        gradients = zip(ctx.saved_tensors, ctx.dtypes)
+        return *(None if d is None else (d * gradient).to(dtype) for d, dtype in gradients), None, None, None
 
 
-def _waits(device):
-    """Whether to ask for a value is to wait until the device has worked off all that came before."""
-    return device.type == "cuda"
+def _exponentials(logits, targets, top):
+    """exp(logits - the largest so far), the target's left out, in the precision of `top`; and the largest so far.
 
-
-def _calm(hidden, weight, products):
-    """Whether exp takes every logit as it is: by Cauchy and Schwarz none comes near 88, where float32 and bfloat16 end."""
-    if _waits(hidden.device) or products is torch.float16:
-        return False
-    return bool(hidden.norm(dim=1).amax() * weight.norm(dim=1).amax() < 80)
+    `logits` is overwritten.
+    logits (rows, words), targets (rows, 1) counted from the first word of the tile, top (rows, 1).
+    """
+    at = targets.clamp(0, logits.size(1) - 1)
+    elsewhere = logits.gather(1, at)
+    logits.scatter_(1, at, torch.where(at == targets, float("-inf"), elsewhere))
+    new_top = torch.maximum(top, logits.amax(1, keepdim=True).to(top.dtype))
+    return logits.to(top.dtype).sub_(new_top).exp_(), new_top

@@ -3,7 +3,6 @@
 Module names are GPT-2's own, so its weights load by name. Knows nothing about LoRA or data.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from llm import gpt2_weights
 from llm.errors import SettingError
-from llm.loss import next_token_loss
+from llm.generation import generate
+from llm.loss import head_loss
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class GPT(nn.Module):
 
     `model(idx)` -> logits (B, T, vocab); `model(idx, targets)` -> (None, loss), the logits never held whole.
     idx and targets are (B, T) token ids, T <= block_size; a target of -100 does not count.
+    precision: of the head's products on the way to a loss, as `loss.head_loss` has it.
     Raises SettingError when T is longer than the context.
     """
 
@@ -114,15 +115,10 @@ class GPT(nn.Module):
     def from_pretrained(cls, name_or_folder) -> "GPT":
         """GPT-2's weights in this model, float32, in eval mode: "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" or a folder.
 
-        Raises BaseError when they cannot be had or are not what their config says.
+        A folder may also be one that `bases.save` wrote. Raises BaseError when they cannot be had or are not what their
+        config says.
         """
-        fields, state = gpt2_weights.read(name_or_folder)
-        with torch.device("meta"):  # no second copy, and no random start that would be thrown away
-            model = cls(GPTConfig(**fields))
-        model.load_state_dict(state, assign=True)
-        if model.config.tied_lm_head:
-            model.lm_head.weight = model.transformer.wte.weight
-        return model.eval()
+        return gpt2_weights.read(name_or_folder, lambda fields: cls(GPTConfig(**fields)))
 
     @staticmethod
     def _init(module):
@@ -131,11 +127,11 @@ class GPT(nn.Module):
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
 
-    def forward(self, idx, targets=None):
+    def forward(self, idx, targets=None, precision="float32"):
         hidden, _ = self.hidden(idx)
         if targets is None:
             return self.lm_head(hidden)  # (B, T, vocab)
-        return None, next_token_loss(hidden, self.lm_head.weight, targets)
+        return None, head_loss(hidden, self.lm_head, targets, precision)
 
     def gradient_checkpointing_enable(self):
         """While training keep a block's input alone, and work out the rest again in the backward (Chen et al. 2016).
@@ -162,79 +158,6 @@ class GPT(nn.Module):
             presents.append(present)
         return self.transformer.ln_f(x), presents
 
-    def generate(
-        self, idx, max_new_tokens, temperature=1.0, top_k=None, seed=None, stop=None, never=None, use_cache=True
-    ):
-        """`idx` (B, T) continued by up to `max_new_tokens` ids.
-
-        temperature 0 takes the likeliest token; top_k keeps the k likeliest; seed makes the draw repeatable;
-        stop: a token id that ends a row (the row is then filled with it); never: ids that are not to be drawn. A prompt
-        longer than the context is read from its end; past the context the window slides.
-        """
-        past = None
-
-        def next_logits(idx):
-            nonlocal past
-            # positions are absolute: once the window slides every cached key is stale
-            if past is None or idx.size(1) > self.config.block_size or not use_cache:
-                hidden, past = self.hidden(idx[:, -self.config.block_size :])
-            else:
-                hidden, past = self.hidden(idx[:, -1:], past)
-            return self.lm_head(hidden[:, -1])
-
-        return decode(self, next_logits, idx, max_new_tokens, temperature, top_k, seed, stop, never)
-
-
-@torch.no_grad()
-def decode(
-    model: nn.Module,
-    next_logits: Callable[[torch.Tensor], torch.Tensor],
-    idx: torch.Tensor,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    seed: int | None = None,
-    stop: int | None = None,
-    never: list[int] | None = None,
-) -> torch.Tensor:
-    """`idx` (B, T) continued by any model in eval mode, a token a row at a time; the options are those of `GPT.generate`.
-
-    next_logits: all ids so far (B, T) -> logits of the next one (B, vocab), in any dtype: sampling is in float32.
-    Raises SettingError when there is no id to begin with.
-    """
-    if idx.size(1) == 0:
-        raise SettingError("the prompt is empty: give at least one token (END_OF_TEXT will do)")
-    generator = torch.Generator(idx.device).manual_seed(seed) if seed is not None else None
-    done = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
-    barred = torch.tensor(never or [], dtype=torch.long, device=idx.device)
-    was_training = model.training
-    model.eval()
-    try:
-        for _ in range(max_new_tokens):
-            logits = next_logits(idx).float()
-            if never:
-                logits.index_fill_(1, barred, float("-inf"))
-            new = sample(logits, temperature, top_k, generator)
-            if stop is not None:
-                new = torch.where(done, stop, new)
-                done |= new == stop
-            idx = torch.cat((idx, new[:, None]), dim=1)
-            if stop is not None and done.all():
-                break
-    finally:
-        model.train(was_training)
-    return idx
-
-
-def sample(logits, temperature=1.0, top_k=None, generator=None):
-    """One token id a row from logits (B, vocab). Raises SettingError when top_k keeps nothing."""
-    if temperature <= 0:
-        return logits.argmax(-1)
-    if top_k is not None:
-        if top_k < 1:
-            raise SettingError(f"top_k={top_k} keeps no token: use 1 or more, or None for all")
-        # (B, k) of (B, vocab): a draw over the whole vocabulary costs more than the model
-        logits, ids = logits.topk(min(top_k, logits.size(-1)))
-        drawn = torch.multinomial(F.softmax(logits / temperature, -1), 1, generator=generator)
-        return ids.gather(1, drawn)[:, 0]
-    return torch.multinomial(F.softmax(logits / temperature, -1), 1, generator=generator)[:, 0]
+    def generate(self, idx, max_new_tokens, *args, **options):
+        """`idx` (B, T) continued by up to `max_new_tokens` ids; the options are those of `generation.generate`."""
+        return generate(self, idx, max_new_tokens, *args, **options)

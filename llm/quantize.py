@@ -2,16 +2,17 @@
 
     W[i] = absmax of i's block * levels[code of i]        16 levels from -1 to 1, blocks of 64
 
-Needs torch and `lora.py`. LoRA goes over such a layer as over any other: that is QLoRA.
+Needs torch and `surgery.py`. LoRA goes over such a layer as over any other: that is QLoRA.
 """
 
+import re
 from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from llm.lora import chosen_linears, places, refuse_lone_layer, replace_layers
+from llm.surgery import Targets, chosen_linears, places, plain_linear, replace_layers
 
 BLOCK, NESTED_BLOCK = 64, 256  # weights that share an absmax; absmaxes that share one
 # The outermost quantile: halfway between those that cut off half of one bin in 16, and half of one in 15. In float32,
@@ -61,17 +62,17 @@ def quantize_blocks(values: torch.Tensor, levels: torch.Tensor, block: int) -> t
 
     Returns codes (n,), int32, and absmax (blocks,), float32; the last block may be shorter.
     """
-    rows = F.pad(values.float(), (0, -len(values) % block)).view(-1, block)  # (blocks, block)
-    absmax = rows.abs().amax(1)
+    values = values.float()
+    absmax = F.pad(values, (0, -len(values) % block)).view(-1, block).abs().amax(1)
     # times the inverse, as bitsandbytes has it: a division would round some to the other side of a border
-    scaled = (rows * (1 / absmax.clamp(min=1e-38))[:, None]).clamp(-1, 1)
-    return torch.bucketize(scaled, (levels[1:] + levels[:-1]) / 2, out_int32=True).flatten()[: len(values)], absmax
+    inverse = 1 / absmax.clamp(min=1e-38)
+    scaled = (values * inverse.repeat_interleave(block)[: len(values)]).clamp(-1, 1)
+    return torch.bucketize(scaled, (levels[1:] + levels[:-1]) / 2, out_int32=True), absmax
 
 
 def dequantize_blocks(codes: torch.Tensor, absmax: torch.Tensor, levels: torch.Tensor, block: int) -> torch.Tensor:
     """The values (n,) that codes (n,) stand for, float32."""
-    rows = F.pad(levels[codes.long()], (0, -len(codes) % block)).view(-1, block)
-    return (rows * absmax[:, None]).flatten()[: len(codes)]
+    return levels[codes.long()] * absmax.repeat_interleave(block)[: len(codes)]
 
 
 def bits_per_weight(block: int = BLOCK, double: bool = False) -> float:
@@ -94,7 +95,15 @@ class Linear4bit(nn.Linear):
 
     def __init__(self, linear: nn.Linear, format: str = "nf4", block: int = BLOCK, double: bool = False):
         nn.Module.__init__(self)  # nn.Linear's would make a weight
-        refuse_misfit(linear, format, block)
+        if format not in FORMATS or block < 1:
+            known = ", ".join(FORMATS)
+            raise ValueError(
+                f"no {format!r} in blocks of {block} weights: choose one of {known}, in blocks of 1 or more"
+            )
+        if isinstance(linear, Linear4bit) or not linear.weight.is_floating_point():
+            raise ValueError("the weights are packed already: quantise the model as it was")
+        if not linear.weight.isfinite().all():
+            raise ValueError("the weights hold NaN or infinity, which no block can be scaled by")
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.format, self.block, self.double = format, block, double
         W = linear.weight.detach()
@@ -120,11 +129,9 @@ class Linear4bit(nn.Linear):
         """W (out, in), as the codes have it: a new tensor at each call."""
         with torch.no_grad():
             pairs = torch.cartesian_prod(self.levels, self.levels)  # (256, 2): what each byte stands for
-            rows = F.embedding(self.codes.int(), pairs).flatten()
-            n = self.in_features * self.out_features
-            rows = F.pad(rows[:n], (0, -n % self.block)).view(-1, self.block)
-            W = (rows * self.scales()[:, None]).flatten()[:n].view(self.out_features, self.in_features)
-            return W.to(self.like.dtype)
+            W = F.embedding(self.codes.int(), pairs).flatten()[: self.in_features * self.out_features]
+            W *= self.scales().repeat_interleave(self.block)[: len(W)]
+            return W.view(self.out_features, self.in_features).to(self.like.dtype)
 
     def scales(self) -> torch.Tensor:
         """The absmax of each block, (blocks,) float32."""
@@ -175,69 +182,38 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
     return torch.stack((packed >> 4, packed & 15), 1).flatten()
 
 
-def refuse_misfit(linear: nn.Linear, format: str, block: int) -> None:
-    """Raise ValueError unless the weights of `linear` can be quantised so."""
-    if format not in FORMATS:
-        raise ValueError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}")
-    if block < 1:
-        raise ValueError(f"block={block} makes no sense: give how many weights share an absmax")
-    if isinstance(linear, Linear4bit) or not linear.weight.is_floating_point():
-        raise ValueError("the weights are packed already: quantise the model as it was")
-    if not linear.weight.isfinite().all():
-        raise ValueError("the weights hold NaN or infinity, which no block can be scaled by")
-
-
-def refuse_wrapped(model: nn.Module) -> None:
-    """Raise ValueError when an adapter stands around a linear of `model`, be it one of ours or of PEFT's.
-
-    All of them keep the linear that they wrap, as `base` or as `base_layer`: by that they are known.
-    """
-    for layer, (path, *_) in places(model).items():
-        if any(isinstance(getattr(layer, name, None), nn.Linear) for name in ("base", "base_layer")):
-            raise ValueError(
-                f"{path} is wrapped already, by {type(layer).__name__}: quantise the base as it was, then wrap it"
-            )
-
-
 def quantize(
     model: nn.Module,
     format: str = "nf4",
     block: int = BLOCK,
     double: bool = False,
-    targets: str | Iterable[str] | Callable[[str], bool] | None = None,
+    targets: Targets = None,
     skip: str | Iterable[str] | None = None,
 ) -> nn.Module:
     """Replace the linear layers of `model` by `Linear4bit`; returns the same model.
 
     targets and skip choose as those of `apply_lora` do: None is every linear but the output head. What is no linear,
     embeddings and norms, stays as it is. Raises ValueError when a linear is wrapped by LoRA or a relative, here or PEFT's,
-    when nothing matches, and as `Linear4bit` does; the model is then as it was.
+    when nothing matches, and as `Linear4bit` does; the model is then as it was. Warns of what is `left_out`.
     """
-    refuse_lone_layer(model)
-    refuse_wrapped(model)
-    linears = chosen_linears(model, targets, skip)
-    for layer, (path, *_) in linears.items():
-        try:
-            refuse_misfit(layer, format, block)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-    return replace_layers(model, {layer: Linear4bit(layer, format, block, double) for layer in linears})
+    layers = chosen_linears(model, targets, skip)
+    return replace_layers(model, {layer: Linear4bit(layer, format, block, double) for layer in layers})
 
 
 @torch.no_grad()
 def dequantize(model: nn.Module) -> nn.Module:
     """Replace every `Linear4bit` of `model` by a plain linear layer with its weights; returns the same model.
 
-    What rounding took does not come back: the weights are those that the codes stand for.
+    What rounding took does not come back: the weights are those that the codes stand for. Raises ValueError when one is
+    too large for the model's dtype; the model is then as it was.
     """
-    refuse_lone_layer(model)
-    return replace_layers(model, {layer: _dense(layer) for layer in four_bit_layers(model).values()})
-
-
-def _dense(layer):
-    linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    linear.weight, linear.bias = nn.Parameter(layer.weight, requires_grad=False), layer.bias
-    return linear.train(layer.training)
+    dense = {}
+    for path, layer in four_bit_layers(model).items():
+        dense[layer] = plain_linear(layer, layer.weight, None)
+        dense[layer].bias = layer.bias
+        if not dense[layer].weight.isfinite().all():
+            raise ValueError(f"{path} would hold infinity in {dense[layer].weight.dtype}: call model.float() first")
+    return replace_layers(model, dense)
 
 
 def four_bit_layers(model: nn.Module) -> dict[str, Linear4bit]:
@@ -255,9 +231,10 @@ def read_scheme(scheme: str) -> dict:
 
     Raises ValueError for a word that is none.
     """
-    format, *rest = scheme.removesuffix("-double").split("-")
-    if format not in FORMATS or len(rest) > 1 or not all(part.isdecimal() for part in rest):
+    match = re.fullmatch(rf"({'|'.join(FORMATS)})(?:-(\d+))?(-double)?", scheme)
+    if not match:
         raise ValueError(
             f"there is no scheme {scheme!r}: choose one of {', '.join(FORMATS)}, with -double for absmaxes in 8 bits"
         )
-    return dict(format=format, block=int(rest[0]) if rest else BLOCK, double=scheme.endswith("-double"))
+    format, block, double = match.groups()
+    return dict(format=format, block=int(block or BLOCK), double=bool(double))

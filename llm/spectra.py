@@ -28,13 +28,9 @@ def block_matrices(model: nn.Module, head: str = "lm_head") -> list[str]:
 
 def delta(base: State, tuned: State) -> State:
     """tuned - base, for every tensor. Raises SettingError when the two are not of one shape."""
-
-    def shape(state, name):
-        return state[name].shape if name in state else None
-
-    wrong = [name for name in base.keys() | tuned.keys() if shape(base, name) != shape(tuned, name)]
-    if wrong:
-        raise SettingError(f"the two models differ in shape: {len(wrong)} tensors, {sorted(wrong)[0]} first")
+    one, other = ({(name, tensor.shape) for name, tensor in state.items()} for state in (base, tuned))
+    if wrong := sorted({name for name, _ in one ^ other}):
+        raise SettingError(f"the two models differ in shape: {len(wrong)} tensors, {wrong[0]} first")
     return {name: tuned[name] - base[name] for name in base}
 
 

@@ -4,6 +4,7 @@ Knows nothing about models or corpora.
 """
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +18,8 @@ from llm.paths import TOKENIZER
 
 END_OF_TEXT = 50256
 PIECE = 100_000  # characters that are tokenized at once
+# a piece up to the last place between two words, or else between two lines
+WHOLE = re.compile(r".{2,}(?<=\S)(?= [^\W_])|.{2,}(?<=\S\n)(?=[^\W_])", re.DOTALL)
 # tiktoken's own cache names a file by the sha1 of the address that it was published under, and so do we; beside it the
 # sha256 that OpenAI published: vocab.bpe, encoder.json
 TABLES = {
@@ -56,22 +59,13 @@ def in_pieces(encode: Callable[[str], list[int]], text: str, size: int = PIECE) 
         return encode(text)
     lead, ids, start = encode("\n"), [], 0
     while start < len(text):
-        end = _end(text, start, start + size)
+        whole = WHOLE.match(text, start, start + size + 1) if start + size < len(text) else None
+        end = whole.end() if whole else start + size
         # behind a line break, as some put a blank before whatever they take for the beginning of a text
         behind = encode("\n" + text[start:end]) if start else []
         ids += behind[len(lead) :] if start and behind[: len(lead)] == lead else encode(text[start:end])
         start = end
     return ids
-
-
-def _end(text, start, latest):
-    """Where the piece that begins at `start` ends."""
-    if latest >= len(text):
-        return len(text)
-    places = range(latest, start + 1, -1)
-    words = (at for at in places if text[at] == " " and text[at + 1 : at + 2].isalnum() and not text[at - 1].isspace())
-    lines = (at for at in places if text[at - 1] == "\n" and text[at].isalnum() and not text[at - 2].isspace())
-    return next(words, None) or next(lines, None) or latest
 
 
 def decode(ids) -> str:
@@ -90,6 +84,8 @@ class Tokenizer:
     size: int | None = None  # every id is below it, where that is known
     begin: tuple[int, ...] = ()  # what every text that a base has seen began with, where there was such a token
     holes: frozenset[int] = frozenset()  # ids below `size` that are no token
+    special: tuple[str, ...] = ()  # the written forms of special tokens that a text may hold
+    digest: str = ""  # of the tokenizer's files; empty for the built-in one
 
     def start(self, text: str) -> list[int]:
         """Tokens of a text from its beginning on: what a model is given to go on with."""
@@ -100,4 +96,4 @@ class Tokenizer:
         return [*sorted(self.holes), *range(rows if self.size is None else self.size, rows)]
 
 
-GPT2 = Tokenizer("gpt2", encode, decode, END_OF_TEXT, END_OF_TEXT + 1)
+GPT2 = Tokenizer("gpt2", encode, decode, END_OF_TEXT, END_OF_TEXT + 1, special=("<|endoftext|>",))

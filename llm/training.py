@@ -3,47 +3,47 @@
 Knows nothing about LoRA: whatever has `requires_grad` trains, the rest does not reach the optimizer.
 """
 
+import copy
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
+from numbers import Integral
 
 import torch
 import torch.nn as nn
 
 from llm.errors import SettingError, TrainingError
-from llm.loss import IGNORE, head_precision, multiplies_bfloat16
+from llm.loss import IGNORE, check_precision, multiplies_bfloat16
 
 LearningRate = float | Callable[[str], float]
-Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]  # model, inputs, targets -> mean nats a token
+Loss = Callable[..., torch.Tensor]  # (model, inputs, targets) -> mean nats a token; perhaps also precision="float32"
 
 
-def best_device(said: str = "auto") -> torch.device:
-    """The device called `said`: cpu, cuda, cuda:1, mps; "auto" is the first there is of CUDA, MPS and CPU.
+def best_device(name: str = "auto", number: int | None = None) -> torch.device:
+    """The device called `name`: cpu, cuda, cuda:1, mps; "auto" is the first there is of CUDA, MPS and CPU.
 
-    A model goes there with `.to(best_device())`. Under torchrun a process's GPU is the one of its own number, and MPS
-    cannot join. Raises SettingError when the machine has no such device.
+    A model goes there with `.to(best_device())`. number: of this process among several on this machine; its GPU is the
+    one of that number, and MPS cannot be shared. Raises SettingError when the machine has no such device.
     """
-    local, processes = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    there = {
+    counts = {
         "cuda": torch.cuda.device_count(),
-        "mps": int(processes == 1 and torch.backends.mps.is_available()),
+        "mps": int(number is None and torch.backends.mps.is_available()),
         "cpu": 1,
     }
-    kind, _, index = said.partition(":")
+    kind, _, index = name.partition(":")
     if kind == "auto":
-        kind = next(kind for kind, count in there.items() if count)
-    if kind == "cuda" and not index and processes > 1 and local >= there["cuda"] > 0:
+        kind = next(kind for kind, count in counts.items() if count)
+    if kind == "cuda" and not index and (number or 0) >= counts["cuda"] > 0:
         raise SettingError(
-            f"process {local} of this machine has no GPU of its own, there are {there['cuda']}: give torchrun "
-            f"--nproc-per-node {there['cuda']}, or --device cpu"
+            f"process {number} of this machine has no GPU of its own, there are {counts['cuda']}: give torchrun "
+            f"--nproc-per-node {counts['cuda']}, or --device cpu"
         )
-    index = index or str(local if kind == "cuda" else 0)
-    if not index.isdigit() or int(index) >= there.get(kind, 0):
-        known = ", ".join(name for name, count in there.items() if count)
-        raise SettingError(f"there is no device {said!r} here: choose one of {known}")
+    index = index or str((number or 0) if kind == "cuda" else 0)
+    if not index.isdigit() or int(index) >= counts.get(kind, 0):
+        known = ", ".join(kind for kind, count in counts.items() if count)
+        raise SettingError(f"there is no device {name!r} here: choose one of {known}")
     return torch.device(f"cuda:{index}" if kind == "cuda" else kind)
 
 
@@ -58,15 +58,36 @@ class Step:
     tokens: int
 
 
-def own_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+@dataclass(frozen=True)
+class SharedLoss:
+    """The loss of batches that `size` processes share, of which each grades every size-th row from its `rank` on.
+
+    add: given what trains and the loss of these rows, puts the sum of all processes' gradients there, and returns that of
+    their losses.
+    """
+
+    loss: Loss
+    rank: int = 0
+    size: int = 1
+    add: Callable[[list[nn.Parameter], torch.Tensor], torch.Tensor] = lambda parameters, loss: loss
+
+
+def own_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor, precision: str = "float32") -> torch.Tensor:
     """The loss of a model that works it out itself, as the course's GPT does: `model(x, y)` -> (logits, loss)."""
-    return model(x, y)[1]
+    forward = getattr(model, "_orig_mod", model).forward  # a compiled model takes whatever its original takes
+    return model(x, y, **_choice(forward, precision))[1]
+
+
+def _choice(function, precision):
+    """The precision as an option of a loss or of a model's forward; somebody else's may not have one."""
+    return {"precision": precision} if "precision" in signature(function).parameters else {}
 
 
 def make_optimizer(model: nn.Module, lr: LearningRate, weight_decay: float = 0.0) -> torch.optim.AdamW:
     """AdamW over the parameters that train; `lr` is one rate, or a function of the parameter's name.
 
-    Decay touches matrices that multiply, never embeddings, norms or biases. Raises TrainingError when all is frozen.
+    Decay touches matrices that multiply, never embeddings, norms or biases. Raises TrainingError when all is frozen, and
+    SettingError for a rate or decay that is negative or not finite.
     """
     lr_of = lr if callable(lr) else lambda name: lr
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -77,6 +98,9 @@ def make_optimizer(model: nn.Module, lr: LearningRate, weight_decay: float = 0.0
             groups.setdefault((lr_of(name), decay), []).append(p)
     if not groups:
         raise TrainingError("nothing to train: every parameter is frozen (wrap the model with apply_lora first?)")
+    for value in (value for pair in groups for value in pair):
+        if not 0 <= value < math.inf:
+            raise SettingError(f"a learning rate or weight decay of {value} makes no sense: give a number from 0 up")
     return torch.optim.AdamW(
         [dict(params=ps, lr=rate, peak_lr=rate, weight_decay=decay) for (rate, decay), ps in groups.items()],
         betas=(0.9, 0.95),
@@ -102,84 +126,118 @@ def train(
     clip: float = 1.0,
     optimizer: torch.optim.Optimizer | None = None,
     start: int = 0,
-    loss: Loss = own_loss,
+    loss: Loss | SharedLoss = own_loss,
     precision: str = "auto",
     accumulate: int = 1,
 ) -> Iterator[Step]:
     """Train `model` on `batches` of (inputs, targets), one `Step` yielded after each of `steps` optimizer steps.
 
     lr: the peak rate, or a function of the parameter's name. optimizer and start resume an earlier run.
-    loss: how a model that somebody else wrote is graded (`bases.Base.loss`). precision: of the head's products, see
-    `loss.head_precision`; on a GPU of all products, see `products`. accumulate: pieces in which a batch's rows are read,
-    one after the other: the same gradients, and the activations of one piece at a time.
-    Raises SettingError for a precision or pieces that make no sense, and TrainingError when a step's loss, gradient or
-    update is not finite; the weights are then those of the step before.
+    loss: how a model that somebody else wrote is graded (`bases.Base.loss`). precision: of the products of a `loss`
+    that has such an option (`loss.tiled_loss`); on a GPU of all. accumulate: pieces in which a batch's rows are
+    read, one after the other: the same gradients, and the activations of one piece at a time.
+    Raises SettingError at once for arguments that make no sense, and TrainingError when nothing trains, the batches end
+    too early, or a step's loss, gradient or update is not finite; weights and optimizer are then those of the step before.
     """
-    if accumulate < 1:
-        raise SettingError(f"accumulate={accumulate} makes no sense: read a batch in 1 piece or more")
+    least = dict(steps=(steps, 0), start=(start, 0), warmup=(warmup, 0), accumulate=(accumulate, 1))
+    for name, (value, lowest) in least.items():
+        if not isinstance(value, Integral) or value < lowest:
+            raise SettingError(f"{name}={value} makes no sense: give a whole number from {lowest} up")
+    if not clip > 0:
+        raise SettingError(f"clip={clip} makes no sense: give the largest norm of a gradient, above 0")
+    check_precision(precision)
     optimizer = optimizer or make_optimizer(model, lr, weight_decay)
+    if not _is_finite(optimizer):
+        raise TrainingError("what trains or the optimizer's state holds NaN or infinity: load both anew")
+    shared = loss if isinstance(loss, SharedLoss) else SharedLoss(loss)
+    return _steps(model, batches, optimizer, shared, range(start, steps), warmup, clip, precision, accumulate)
+
+
+def _steps(model, batches, optimizer, shared, indices, warmup, clip, precision, accumulate):
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    device, was_training = parameters[0].device, model.training
+    device, was_training, stream = parameters[0].device, model.training, iter(batches)
+    half = device.type == "cuda" and (precision == "bfloat16" or precision == "auto" and multiplies_bfloat16(device))
     model.train()
     try:
-        for index, (x, y) in zip(range(start, steps), batches):
-            began = time.perf_counter()
-            share = schedule(index, steps, warmup)
+        for index in indices:
+            if (batch := next(stream, None)) is None:
+                came = f"{index - indices.start} came, and {len(indices)} steps were asked for"
+                raise TrainingError(f"the batches ended too early: {came}; give a batch for each step")
+            (x, y), began = batch, time.perf_counter()
+            of_peak = schedule(index, indices.stop, warmup)
             for group in optimizer.param_groups:
-                group["lr"] = share * group.setdefault("peak_lr", group["lr"])  # an optimizer may be the caller's own
+                group["lr"] = of_peak * group.setdefault("peak_lr", group["lr"])  # an optimizer may be the caller's own
             optimizer.zero_grad(set_to_none=True)
-            total = 0.0
-            for x_, y_, share in pieces(x, y, accumulate):
-                with products(precision, device):
-                    value = share * loss(model, *_moved(device, x_, y_))
+            total = torch.zeros((), device=device)
+            for x_, y_, share in pieces(x, y, accumulate, shared.rank, shared.size):
+                with torch.autocast("cuda", torch.bfloat16, enabled=half):
+                    value = share * shared.loss(model, *_moved(device, x_, y_), **_choice(shared.loss, precision))
                 value.backward()
                 total = total + value.detach()
+            total = shared.add(parameters, total)
             norm = nn.utils.clip_grad_norm_(parameters, clip)
             total, norm = torch.stack((total.float(), norm.float())).tolist()  # the one wait for a GPU in a step
-            if not (math.isfinite(total) and math.isfinite(norm)):
-                raise TrainingError(
-                    f"the loss is {total:g} at step {index}: lower the learning rate or look for bad values in "
-                    "the data; the weights are those of the step before"
-                )
-            coarse = {p: p.detach().clone() for p in parameters if p.element_size() < 4}
-            optimizer.step()
-            # AdamW's eps of 1e-8 is 0 in float16
-            if coarse and not torch.stack([p.isfinite().all() for p in coarse]).all():
-                with torch.no_grad():
-                    for p, old in coarse.items():
-                        p.copy_(old)
-                raise TrainingError(
-                    f"the update of step {index} is not finite: what trains is in 16 bits, too few for the optimizer: "
-                    "load the model in float32; the weights are those of the step before"
-                )
+            for name, value in (("loss", total), ("norm of the gradient", norm)):
+                if not math.isfinite(value):
+                    raise TrainingError(
+                        f"the {name} is {value:g} at step {index}: lower the learning rate or look for bad values in "
+                        "the data; the weights are those of the step before"
+                    )
+            _step(optimizer, parameters, index)
             yield Step(index, total, optimizer.param_groups[0]["lr"], time.perf_counter() - began, x.numel())
     finally:
         model.train(was_training)
 
 
-def pieces(x: torch.Tensor, y: torch.Tensor, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
-    """The rows of a batch in `number` pieces, each with its share of the batch's tokens that count."""
-    if number == 1:
-        yield x, y, 1.0
-        return
-    counts = [int((piece != IGNORE).sum()) for piece in y.chunk(number)]
-    for x_, y_, n in zip(x.chunk(number), y.chunk(number), counts):
-        if n or not any(counts):  # where none counts at all, `loss` says so
-            yield x_, y_, n / max(1, sum(counts))
+def _step(optimizer, parameters, index):
+    """Take the optimizer's step, or raise TrainingError with weights and state as they were.
+
+    Copies take time and memory, and only a step that may overflow needs them. One of AdamW in float32 does not: a gradient
+    of finite norm is below 1e20, so an update is at most rate * 1e20 / eps, less than the last bit of the largest number.
+    """
+    if type(optimizer) is torch.optim.AdamW and all(torch.finfo(p.dtype).max > 1e38 for p in parameters):
+        groups = optimizer.param_groups
+        if all(g["lr"] <= 1 and g["lr"] * g["weight_decay"] <= 1 and g["eps"] >= 1e-10 for g in groups):
+            return optimizer.step()
+    before = copy.deepcopy((parameters, optimizer.state_dict()))
+    try:
+        optimizer.step()
+        finite = _is_finite(optimizer)
+    except RuntimeError as error:  # of a rate that float32 has not
+        if "overflow" not in str(error):
+            raise
+        finite = False
+    if not finite:
+        for p, old in zip(parameters, before[0]):
+            p.data.copy_(old)
+        optimizer.load_state_dict(before[1])
+        raise TrainingError(
+            f"the update of step {index} is not finite: lower the learning rate, or load the model in float32; the "
+            "weights are those of the step before"
+        )
+
+
+def _is_finite(optimizer):
+    state = [t for values in optimizer.state.values() for t in values.values() if torch.is_tensor(t)]
+    return all(t.isfinite().all() for t in state + [p for group in optimizer.param_groups for p in group["params"]])
+
+
+def pieces(
+    x: torch.Tensor, y: torch.Tensor, number: int, rank: int = 0, size: int = 1
+) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+    """Every size-th row of a batch from `rank` on, in `number` pieces, each with its share of the batch's tokens that count.
+
+    A piece in which no token counts is left out.
+    """
+    if number == size == 1 or not (counted := int((y != IGNORE).sum())):  # where none counts at all, `loss` says so
+        return [(x, y, 1.0)]
+    parts = zip(x[rank::size].chunk(number), y[rank::size].chunk(number))
+    return [(x_, y_, n / counted) for x_, y_ in parts if (n := int((y_ != IGNORE).sum()))]
 
 
 def _moved(device, *batch):
     """A batch where the model is; a GPU fetches it while it works on what came before."""
     return [tensor.to(device, non_blocking=device.type == "cuda") for tensor in batch]
-
-
-@contextmanager
-def products(precision: str, device: torch.device) -> Iterator[None]:
-    """Inside the block matrix products are of `precision`: on a GPU all of them; on a processor the head's alone, and of
-    transformers' models under "bfloat16" the blocks', too."""
-    wanted = precision == "bfloat16" or precision == "auto" and multiplies_bfloat16(device)
-    with head_precision(precision), torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda" and wanted):
-        yield
 
 
 @torch.no_grad()

@@ -11,15 +11,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import load, save_file
 
-from llm import bases, gpt2_weights
-from llm import model as models
+from llm import bases, generation, gpt2_weights
 from llm.bases import Base, loading, saving, smollm2
 from llm.bases import transformers_models as hf
 from llm.bases.transformers_tokenizers import read_tokenizer
 from llm.course.tasks import answers
 from llm.errors import BaseError, TextError, WriteError
 from llm.lora import LoraLinear, apply_lora, lora_disabled, lora_layers, merge_lora, remove_lora
-from llm.loss import head_precision
 from llm.model import GPT, GPTConfig
 from llm.paths import BASE
 from llm.text import corpora, download
@@ -105,8 +103,7 @@ def test_only_who_asks_for_bfloat16_by_name_gets_it_in_the_blocks_of_a_foreign_m
     for layer in lora_layers(model).values():
         layer.base.register_forward_hook(lambda module, x, y: seen.add(y.dtype))
     exact = hf.loss(model, *batch)
-    with head_precision(name):
-        found = hf.loss(model, *batch)
+    found = hf.loss(model, *batch, name)
     found.backward()
     assert seen == {torch.float32} | ({torch.bfloat16} if name == "bfloat16" else set())
     assert found.dtype == torch.float32 and (found - exact).abs() < 0.01 * exact
@@ -189,27 +186,78 @@ def test_text_stops_at_the_end_token_which_is_no_part_of_it(folder, monkeypatch)
     base = bases.load(folder)
     script = [*b"So be it", base.tokenizer.end, *b"more"]
     ids = [base.tokenizer.encode(chr(b))[0] if b < 200 else b for b in script[:8]] + script[8:]
-    monkeypatch.setattr(models, "sample", lambda logits, *rest: torch.tensor([ids.pop(0)]))
+    monkeypatch.setattr(generation, "sample", lambda logits, *rest: torch.tensor([ids.pop(0)]))
     assert base.generate("x", 20) == "So be it" and len(ids) == 4
 
 
 def test_an_answer_ends_at_the_end_token_of_its_base(folder, monkeypatch):
     base, calls = bases.load(folder), []
-    monkeypatch.setattr(models, "sample", lambda logits, *rest: calls.append(1) or torch.tensor([256]))
+    monkeypatch.setattr(generation, "sample", lambda logits, *rest: calls.append(1) or torch.tensor([256]))
     assert answers(base.model, make_records(1, seed=0), 9, base.tokenizer) == [""] and len(calls) == 1
 
 
 def test_rows_that_have_ended_are_filled_and_the_others_go_on(folder, monkeypatch):
     draws = iter([[5, 9], [7, 5], [5, 9], [5, 9]])
-    monkeypatch.setattr(models, "sample", lambda logits, *rest: torch.tensor(next(draws)))
+    monkeypatch.setattr(generation, "sample", lambda logits, *rest: torch.tensor(next(draws)))
     out = bases.generate(bases.load(folder).model, torch.tensor([[1], [2]]), 10, stop=5)
     assert out.tolist() == [[1, 5, 5], [2, 9, 5]]
+
+
+def test_rows_that_have_ended_stay_ended_when_the_window_slides(folder, monkeypatch):
+    draws = iter([[7, 9], [5, 9], [7, 9], [7, 9], [7, 5]])
+    model = bases.load(folder).model
+    monkeypatch.setattr(generation, "sample", lambda logits, *rest: torch.tensor(next(draws)))
+    out = bases.generate(model, torch.ones(2, 63, dtype=torch.long), 10, stop=5)[:, 63:]
+    assert out.tolist() == [[7, 5, 5, 5, 5], [9, 9, 9, 9, 5]]
+
+
+@pytest.mark.parametrize("length", [3, 40, 63, 64, 65, 90])
+def test_a_foreign_base_reads_all_that_fits_and_then_slides_its_window(folder, length):
+    model = bases.load(folder).model
+    idx = wanted = torch.randint(256, (2, length), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for _ in range(30):
+            wanted = torch.cat((wanted, model(wanted[:, -64:], use_cache=False).logits[:, -1:].argmax(-1)), dim=1)
+    assert torch.equal(bases.generate(model, idx, 30, temperature=0), wanted)
+
+
+def test_a_prompt_that_fits_a_foreign_base_is_read_whole_however_much_is_to_come_after_it(folder):
+    base = bases.load(folder)
+    for prompt in ("What a piece of work is a man, how noble in reason!", "x" * 64):
+        first = base.generate(prompt, 8, seed=1)
+        assert base.generate(prompt, 60, seed=1).startswith(first)
+
+
+def test_options_that_lie_in_a_models_folder_change_no_text(folder):
+    prompt, options = torch.tensor([[1, 2, 3], [4, 5, 6]]), dict(temperature=0.9, top_k=50, seed=3, stop=256)
+    wanted = bases.generate(bases.load(folder).model, prompt, 70, **options)
+    own = dict(repetition_penalty=3.0, bad_words_ids=[[5]], min_length=50, eos_token_id=[1, 2, 3], do_sample=True)
+    own |= dict(top_p=0.1, temperature=0.7, suppress_tokens=[8], num_beams=3, no_repeat_ngram_size=2, max_length=5)
+    own |= dict(forced_eos_token_id=9, cache_implementation="static", return_dict_in_generate=True)
+    (folder / "generation_config.json").write_text(json.dumps(own))
+    model = bases.load(folder).model
+    assert torch.equal(bases.generate(model, prompt, 70, **options), wanted)
+    assert model.generation_config.repetition_penalty == 3.0, "what the folder says is saved with the model"
+
+
+def test_a_foreign_model_wearing_lora_writes_with_it_and_keeps_its_mode_and_its_gradients(folder):
+    model = apply_lora(bases.load(folder).model, r=2).train()
+    for layer in lora_layers(model).values():
+        nn.init.normal_(layer.B)
+    model.model.layers[0].eval()
+    before = [(m.training, *(p.requires_grad for p in m.parameters())) for m in model.modules()]
+    idx = torch.tensor([[1, 2, 3]])
+    out = bases.generate(model, idx, 9, temperature=0)
+    assert [(m.training, *(p.requires_grad for p in m.parameters())) for m in model.modules()] == before
+    with lora_disabled(model):
+        assert not torch.equal(bases.generate(model, idx, 9, temperature=0), out)
+    assert torch.equal(bases.generate(merge_lora(model), idx, 9, temperature=0), out)
 
 
 def test_a_prompt_longer_than_the_context_is_read_from_its_end(folder):
     base = bases.load(folder)
     assert base.context == 64
-    assert base.generate("a" * 100 + "b" * 54, 10, seed=0) == base.generate("b" * 54, 10, seed=0)
+    assert base.generate("a" * 100 + "b" * 64, 10, seed=0) == base.generate("b" * 64, 10, seed=0)
     assert base.generate("abc" * 500, 70, seed=0)
 
 
@@ -280,7 +328,7 @@ def test_a_gpt2_folder_comes_as_the_courses_own_model_with_its_own_tokenizer(tmp
     base = bases.load(small)
     assert isinstance(base.model, GPT) and base.context == 32 and base.tokenizer.size == 257
     (small / "tokenizer.json").unlink()
-    refused(small, "has 260 tokens and no tokenizer.json")
+    refused(small, "GPT-2's tokenizer has 50257 tokens, its model 260: copy its own too")
     config.vocab_size = GPT2.size
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "real")
     assert bases.load(tmp_path / "real").tokenizer is GPT2
@@ -340,7 +388,7 @@ def test_without_the_real_extra_it_says_how_to_get_it(monkeypatch, tmp_path, fol
     monkeypatch.setitem(sys.modules, missing, None)
     if missing == "transformers":
         monkeypatch.setitem(sys.modules, "transformers.utils", None)
-        refused(folder, "this base needs transformers: run `make real`, or pip install -e '.[real]'")
+        refused(folder, "this base needs transformers (", "): run `make real`, or pip install -e '.[real]'")
     else:
         monkeypatch.setattr(smollm2, "smollm2_folder", lambda: tmp_path / "smollm2")
         monkeypatch.setattr(smollm2, "fetch_model", lambda *a: tmp_path / "x.gguf")
@@ -355,7 +403,7 @@ def test_without_the_real_extra_it_says_how_to_get_it(monkeypatch, tmp_path, fol
 
 def test_folders_that_are_no_models_are_one_sentence_each(tmp_path, folder):
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "is no model: it has no config.json")
+    refused(tmp_path / "empty", "is no model, as it has no config.json")
     (folder / "tokenizer.json").rename(tmp_path / "kept")
     refused(folder, "has no tokenizer.json")
     (folder / "tokenizer.json").write_text("{")
@@ -365,13 +413,13 @@ def test_folders_that_are_no_models_are_one_sentence_each(tmp_path, folder):
     for text, part in (
         ("{", "is damaged"),
         ('{"model_type": "nothing"}', "transformers cannot read"),
-        ("{}", "does not hold the model that its config.json says"),
+        ("{}", "holds another model than expected"),
     ):
         (folder / "config.json").write_text(text)
         refused(folder, part)
     (folder / "config.json").write_text(config)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    refused(folder, "pytorch_model.bin, a pickle, which can run code and is never opened here")
+    refused(folder, "no other weights are read, as a pickle (.bin, .pt) can run code")
 
 
 def test_weights_cut_short_missing_misshapen_or_not_finite_are_one_sentence_each(folder):
@@ -379,7 +427,7 @@ def test_weights_cut_short_missing_misshapen_or_not_finite_are_one_sentence_each
     whole = load(path.read_bytes())
     name = "model.layers.1.mlp.up_proj.weight"
     changes = {
-        "lacks 1 of its model's tensors": {k: t for k, t in whole.items() if k != name},
+        f"1 tensors differ, {name} first (missing in the file": {k: t for k, t in whole.items() if k != name},
         "cannot read": whole | {name: torch.zeros(3, 3)},
         f"{name} holds NaN": whole | {name: whole[name] * float("nan")},
     }
@@ -388,15 +436,17 @@ def test_weights_cut_short_missing_misshapen_or_not_finite_are_one_sentence_each
         refused(folder, part)
     save_file(whole, path, {"format": "pt"})
     path.write_bytes(path.read_bytes()[:-9])
-    refused(folder, "model.safetensors is damaged")
+    refused(folder, "model.safetensors is missing or damaged")
 
 
-def test_code_in_a_folder_is_never_run(folder):
+def test_code_in_a_folder_is_never_run(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "evil.py").write_text("open('was_run', 'w')")
-    refused(folder, "transformers cannot read")
+    refused(folder, "transformers cannot read", "code in a folder is never run")
+    assert not (tmp_path / "was_run").exists()
 
 
 def test_a_tokenizer_larger_than_its_model_is_one_sentence(tmp_path):
@@ -443,11 +493,11 @@ def test_the_shipped_base_is_a_folder_like_any_other(batch):
 def test_what_is_there_already_is_not_touched_and_layers_must_be_merged_first(tmp_path, folder):
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     model = GPT(SMALL)
-    for where, part in ((folder, "is there already"), (folder / "config.json", "is there already")):
-        with pytest.raises(BaseError, match=part):
+    for where, part in ((folder, "is there already"), (folder / "config.json", "nothing was lost")):
+        with pytest.raises(WriteError, match=part):
             bases.save(model, where)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    with pytest.raises(BaseError, match="wears LoRA layers: merge_lora"):
+    with pytest.raises(BaseError, match="prepared for lora: merge\\(model\\) or remove\\(model\\)"):
         bases.save(apply_lora(model, r=2), tmp_path / "new")
     with pytest.raises(BaseError, match="the Base of a transformers model"):
         bases.save(llama(), tmp_path / "new")
@@ -475,12 +525,15 @@ def test_damage_to_a_folder_of_ours_is_one_sentence_each(tmp_path):
     bases.save(GPT(SMALL), folder)
     path, config = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
     for change, part in (
-        (dict(n_embd=32), "does not hold the model that its config.json says"),
-        (dict(n_layer=10**9), "no sizes that fit"),
-        (dict(n_embd="16"), "config.json"),
-        (dict(n_head=3), "config.json is not the course's"),
-        (dict(colour="blue"), "config.json is not the course's"),
-        (dict(vocab_size=10**12), "does not hold the model"),
+        (dict(n_embd=32), "holds another model than expected"),
+        (dict(n_layer=10**9), "config.json describes no model that the course's GPT computes (n_layer=1000000000"),
+        (dict(n_embd="16"), "(n_embd is no positive whole number)"),
+        (dict(n_head=-2), "(n_head is no positive whole number)"),
+        (dict(n_head=2.0), "(n_head is no positive whole number)"),
+        (dict(n_head=3), "describes no model"),
+        (dict(colour="blue"), "describes no model"),
+        (dict(vocab_size=10**12), "holds another model"),
+        (dict(vocab_size=10**40), "describes no model"),
     ):
         (folder / "config.json").write_text(json.dumps(config | change))
         refused(folder, part)
@@ -489,7 +542,7 @@ def test_damage_to_a_folder_of_ours_is_one_sentence_each(tmp_path):
     save_file(whole | {"lm_head.weight": whole["lm_head.weight"] / 0}, path)
     refused(folder, "lm_head.weight holds NaN or infinity")
     path.write_bytes(path.read_bytes()[:1000])
-    refused(folder, "is damaged")
+    refused(folder, "is missing or damaged")
 
 
 # SmolLM2
@@ -513,12 +566,14 @@ def test_smollm2_is_134_515_008_parameters_of_which_2_442_240_train(batch):
 
 
 @needs_smollm2
-def test_smollm2_knows_english():
+def test_smollm2_knows_english(capfd, caplog):
     text = "The people of the United States have the right to vote for their representatives in Congress."
     base = bases.load("smollm2")
     ids = torch.tensor([base.tokenizer.encode(text)])
     with torch.no_grad():
         assert base.loss(base.model, ids[:, :-1], ids[:, 1:]) < 4  # of a uniform guess it would be 10.8
+    assert base.generate("The people of the United", 1, temperature=0) == " States"
+    assert capfd.readouterr().err == "" and not caplog.records, "transformers has nothing to say of it"
 
 
 def test_a_gguf_cut_short_is_one_sentence(tmp_path, monkeypatch):

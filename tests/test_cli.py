@@ -5,23 +5,25 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.main import get_command
 
 from llm import bases
 from llm.__main__ import main
 from llm.adapters.folder import CONFIG, TENSORS
 from llm.bases import smollm2
-from llm.cli import doctor
+from llm.cli import doctor, finetune, maintenance, use_adapter  # noqa: F401 (the commands are on the app then)
 from llm.cli.app import app
-from llm.cli.console import Stop
+from llm.cli.interrupts import asked_to_stop
 from llm.errors import AdapterError, BaseError, SettingError
 from llm.finetune import run as runs
 from llm.finetune.resume import resume
@@ -42,10 +44,31 @@ def here(tmp_path, monkeypatch):
     Path("text.txt").write_text(TEXT)
 
 
+def lay_peft_adapter(capsys, tiny, folder, base):
+    """An adapter as PEFT writes it for the tiny base: its config names `base`, and no fingerprint says which it is."""
+    assert main(["finetune", "text.txt", "--base", str(tiny), "--out", folder, "--steps", "1", *QUICK]) == 0
+    (Path(folder) / "run.json").unlink()
+    config = json.loads((Path(folder) / CONFIG).read_text())
+    (Path(folder) / CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": base}))
+    save_file(load_file(f"{folder}/{TENSORS}"), f"{folder}/{TENSORS}", {"format": "pt"})
+    capsys.readouterr()
+
+
 def said(capsys, *argv):
     """Exit code, stdout and stderr of a command."""
     code = main([str(a) for a in argv])
     return code, *capsys.readouterr()
+
+
+def interrupt_in_the_first_step(monkeypatch):
+    """Ctrl-C, as it comes while the first step of a run is at work."""
+    train = runs.train
+
+    def interrupted(*args, **options):
+        signal.raise_signal(signal.SIGINT)
+        yield from train(*args, **options)
+
+    monkeypatch.setattr(runs, "train", interrupted)
 
 
 def lines(out):
@@ -77,18 +100,20 @@ CONSOLES = [dict(PYTHONIOENCODING="cp1252"), dict(PYTHONIOENCODING="ascii:strict
 def test_what_a_console_cannot_show_costs_no_run_and_no_text(tiny, monkeypatch, console):
     for name, value in (dict(PYTHONCOERCECLOCALE="0") | console).items():
         monkeypatch.setenv(name, value)
-    ran = start("finetune", "text.txt", "--base", tiny, "--out", "Модель", "--steps", "2", *QUICK)
-    out, err = ran.communicate()
-    assert ran.returncode == 0 and "the adapter is in " in out, err
+    run = ["finetune", "text.txt", "--base", tiny, "--out", "Модель", "--steps", "2", *QUICK]
+    script = "import json, sys; from llm.__main__ import main; print([main(argv) for argv in json.loads(sys.argv[1])])"
+    argvs = json.dumps([run, ["adapters", "Модель", "--json"], ["adapters", "Модель"]], ensure_ascii=False)
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script, argvs], env=env, capture_output=True, text=True)
+    out = done.stdout.splitlines()
+    assert done.returncode == 0 and out[-1] == "[0, 0, 0]" and "the adapter is in " in done.stdout, done.stderr
     assert (Path("Модель") / TENSORS).is_file()
-    ran = start("adapters", "Модель", "--json")
-    out, err = ran.communicate()
-    assert ran.returncode == 0 and os.fsencode(json.loads(out)["adapters"][0]["folder"]) == "Модель".encode(), err
-    ran = start("adapters", "Модель")
-    assert "rank 2" in ran.communicate()[0] and ran.returncode == 0
+    (shown,) = [json.loads(line) for line in out if line.startswith("{")]
+    assert os.fsencode(shown["adapters"][0]["folder"]) == "Модель".encode()
+    assert any("rank 2" in line for line in out)
 
 
-@pytest.mark.parametrize("to", [">&-", "2>&-", ">/dev/full", "| true", ">&- 2>&-"])
+@pytest.mark.parametrize("to", [">/dev/full", "| true", ">&- 2>&-"])
 def test_a_run_whose_output_nobody_takes_trains_to_its_end(tiny, to):
     argv = ["finetune", "text.txt", "--base", tiny, "--out", "out", "--steps", "4", "--json", *QUICK]
     command = shlex.join([sys.executable, "-m", "llm", *argv])
@@ -120,7 +145,7 @@ def test_help_names_every_command_and_no_sentence_is_cut_short(capsys, monkeypat
     monkeypatch.setenv("COLUMNS", "80")
     _, out, _ = said(capsys, "--help")
     shown = out.partition("Commands:\n")[2]
-    assert re.findall(r"^  (\w+)  +[A-Z].*\.$", shown, re.M) == list(COMMANDS) and "..." not in shown
+    assert re.findall(r"^  ([\w-]+)  +[A-Z].*\.$", shown, re.M) == list(COMMANDS) and "..." not in shown
     bare = said(capsys)
     assert bare[0] in (0, 2) and "Usage" in bare[1] + bare[2]  # 0 before click 8.2
 
@@ -202,7 +227,7 @@ def test_ctrl_c_saves_what_there_is_and_the_run_goes_on_bit_for_bit(tiny, capsys
 def test_resume_needs_no_more_than_the_folder_and_refuses_what_differs(tiny, capsys, monkeypatch):
     argv = ["finetune", "text.txt", "--base", tiny, "--out", "out", "--steps", "4", *QUICK]
     with monkeypatch.context() as patched:  # somebody stops it after the first step
-        patched.setattr(Stop, "__init__", lambda self: setattr(self, "signal", signal.SIGINT))
+        interrupt_in_the_first_step(patched)
         code, out, err = said(capsys, *argv)
     assert code == 130 and "stopped after step 1 of 4, and saved" in err and len(out.splitlines()) == 1
     code, _, err = said(capsys, "finetune", "--resume", "--out", "out", "--rank", "8")
@@ -213,17 +238,48 @@ def test_resume_needs_no_more_than_the_folder_and_refuses_what_differs(tiny, cap
 
 def test_the_first_signal_is_a_wish_the_second_one_stops_at_once_but_not_under_torchrun(capfd, monkeypatch):
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), Stop() as stop:
-        assert not stop()
+    with pytest.raises(KeyboardInterrupt), asked_to_stop() as signals:
+        assert not signals
         signal.raise_signal(signal.SIGINT)
-        assert stop() and stop.signal == signal.SIGINT
+        assert signals == [signal.SIGINT]
         signal.raise_signal(signal.SIGINT)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    with Stop() as stop:
+    with asked_to_stop() as signals:
         for _ in range(3):
             signal.raise_signal(signal.SIGTERM)
-        assert stop() and stop.signal == signal.SIGTERM
+        assert signals[-1] == signal.SIGTERM
     assert signal.getsignal(signal.SIGINT) is before and capfd.readouterr().err.count("stopping after this step") == 2
+
+
+@pytest.mark.parametrize("moment", ["typer", "llm.cli.maintenance", "torch", "tiktoken", "the end"])
+def test_ctrl_c_while_the_command_imports_or_ends_is_no_traceback(moment):
+    script = """
+import atexit, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests behind & has it ignored
+moment = sys.argv.pop(1)
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == moment:
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+if moment == "the end":
+    atexit.register(signal.raise_signal, signal.SIGINT)
+runpy.run_module("llm", run_name="__main__", alter_sys=True)
+"""
+    command = [sys.executable, "-c", script, moment, "doctor"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    ended = (-signal.SIGINT, "") if moment == "the end" else (130, "stopped\n")
+    assert (done.returncode, done.stderr) == ended
+
+
+@pytest.mark.parametrize("rank", ["", "x", "0", None])
+def test_what_a_cluster_sets_for_itself_is_no_crash_of_a_sentence(monkeypatch, capsys, rank):
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    code, _, err = said(capsys, "adapters", "nowhere")
+    process = "process x: " if rank == "x" else ""
+    assert code == 1 and err.startswith(f"error: {process}nowhere does not exist") and err.count("\n") == 1
 
 
 def test_ctrl_c_before_the_first_step_is_one_word(tiny, capsys, monkeypatch):
@@ -256,6 +312,101 @@ def test_generate_repeats_itself_by_seed_and_an_adapter_changes_what_it_says(tin
 def test_generate_takes_the_base_that_the_adapter_was_made_on(tiny, made, capsys):
     found = [said(capsys, "generate", "The", "--adapter", made, "--seed", 1, *more) for more in ([], ["--base", tiny])]
     assert found[0] == found[1] and found[0][0] == 0
+
+
+def test_a_name_of_ours_is_that_base_whatever_lies_here_and_a_folder_of_that_name_is_a_path(tiny, capsys):
+    ask = ["generate", "To be", "--max-new-tokens", "8", "--temperature", "0"]
+    plain = said(capsys, *ask)
+    shutil.copytree(tiny, "course")
+    assert said(capsys, *ask) == said(capsys, *ask, "--base", "course") == plain and plain[0] == 0
+    for there in ("./course", "course/", Path("course").absolute()):
+        assert said(capsys, *ask, "--base", there) == said(capsys, *ask, "--base", tiny) != plain
+    assert bases.load("course").origin is None and bases.load(Path("course")).origin == "course"
+    assert bases.load(tiny).origin == "tiny"
+
+
+def test_a_merged_base_is_asked_as_its_adapter_was(tiny, tmp_path, capsys):
+    """Rows end their prompts with a line break, which a person does not type."""
+    Path("rows.jsonl").write_text('{"prompt": "The", "completion": "end"}\n{"prompt": "An", "completion": "ox"}\n')
+    options = ["--base", tiny, "--steps", "4", "--rows", "2", "--lr", "0.1", "--out", "learned"]
+    assert said(capsys, "finetune", "rows.jsonl", *options)[0] == 0
+    ask = ["generate", "The", "--max-new-tokens", "8", "--temperature", "0"]
+    adapted, plain = said(capsys, *ask, "--adapter", "learned"), said(capsys, *ask, "--base", tiny)
+    assert said(capsys, "merge", "learned", "--out", "whole")[0] == 0
+    assert said(capsys, *ask, "--base", "whole") == adapted != plain
+    assert str(tmp_path) not in Path("whole/run.json").read_text()
+
+
+def test_merge_says_how_to_call_what_it_wrote(tiny, made, capsys):
+    for out, name in (("course", "./course"), ("a b", "'a b'"), ("gpt2", "./gpt2"), ("whole", "whole")):
+        code, text, _ = said(capsys, "merge", made, "--out", out)
+        assert code == 0 and text.endswith(f" --base {name}\n")
+
+
+def test_without_a_base_the_adapters_config_names_it_and_else_a_sentence_does(tiny, capsys):
+    shutil.copytree(tiny, "right")
+    lay_peft_adapter(capsys, tiny, "a", "right")
+    ask = ["generate", "The", "--adapter", "a", "--max-new-tokens", "4", "--temperature", "0"]
+    assert (
+        said(capsys, *ask)
+        == said(capsys, *ask, "--base", "right")
+        == said(capsys, *ask, "--base", tiny)[:0]
+        + (
+            0,
+            said(capsys, *ask, "--base", "./right/")[1],
+            "",
+        )
+    )
+    assert said(capsys, "merge", "a", "--out", "whole")[0] == 0
+    shutil.rmtree("right")
+    for argv in (ask, ["merge", "a", "--out", "other"]):
+        code, out, err = said(capsys, *argv)
+        assert (code, out) == (1, "")
+        assert err == "error: the base of a, 'right', is not here: give the folder of that model with --base\n"
+
+
+def test_another_base_than_the_config_names_is_said_where_no_fingerprint_can_decide(tiny, stranger, capsys):
+    lay_peft_adapter(capsys, tiny, "a", "models/right")
+    shutil.copytree(stranger, "wrong")
+    ask = ["--base", "wrong", "--max-new-tokens", "2"]
+    code, _, err = said(capsys, "generate", "The", "--adapter", "a", *ask)
+    assert code == 0 and "'models/right'" in err and err.count("\n") == 1
+    code, out, _ = said(capsys, "adapters", "a", "--base", "wrong")
+    assert code == 0 and out.splitlines()[-1] == "fits wrong, but its config names another base, 'models/right'"
+    (row,) = json.loads(said(capsys, "adapters", "a", "--base", "wrong", "--json")[1])["adapters"]
+    assert row["fits"] and "'models/right'" in row["note"]
+    for place in ("right", "else/where/right"):
+        shutil.copytree(tiny, place)
+        assert said(capsys, "generate", "The", "--adapter", "a", "--base", place)[2] == ""
+    os.symlink("right", "link")
+    assert said(capsys, "merge", "a", "--base", "link", "--out", "whole")[2] == ""
+
+
+@pytest.mark.parametrize(("ours", "theirs"), bases.loading.HUB.items())
+def test_what_the_hub_calls_a_base_of_ours_is_no_other_base(tiny, capsys, monkeypatch, ours, theirs):
+    lay_peft_adapter(capsys, tiny, "a", theirs)
+    base, asked = bases.load(tiny), []
+    monkeypatch.setattr(bases, "load", lambda name, *_: asked.append(name) or base)
+    assert said(capsys, "adapters", "a", "--base", ours)[1].splitlines()[-1] == f"fits {ours}"
+    assert said(capsys, "generate", "The", "--adapter", "a", "--max-new-tokens", "1")[::2] == (0, "")
+    assert asked == [ours, theirs]
+
+
+def test_a_prompt_that_is_no_text_is_one_sentence_whatever_the_base(monkeypatch, capsys):
+    monkeypatch.setattr(bases, "load", lambda *_: 1 / 0)
+    code, out, err = said(capsys, "generate", "caf\udce9")
+    assert (code, out) == (1, "") and err.startswith("error: the prompt ") and err.count("\n") == 1
+
+
+def test_special_tokens_written_in_a_prompt_are_counted_on_stderr(tiny, capsys, monkeypatch):
+    base = bases.load(tiny)
+    chat = replace(base, tokenizer=replace(base.tokenizer, special=("<|im_start|>", "<|im_end|>")))
+    monkeypatch.setattr(bases, "load", lambda *_: chat)
+    prompt = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    code, out, err = said(capsys, "generate", prompt, "--max-new-tokens", "1", "--json")
+    assert code == 0 and json.loads(out)["prompt"] == prompt
+    assert err == "note: the prompt spells out special tokens (3), which are read as ordinary text\n"
+    assert said(capsys, "generate", "hi", "--max-new-tokens", "1")[2] == ""
 
 
 def test_a_prompt_gets_the_line_break_that_the_rows_had_and_no_second_one(tiny, capsys, monkeypatch):
@@ -317,7 +468,10 @@ def test_merge_writes_a_base_that_says_what_base_and_adapter_said(tiny, made, ca
     plain = json.loads(said(capsys, "generate", "The cat", "--base", tiny, *asked)[1])["text"]
     assert plain != before  # the adapter does something
     code, _, err = said(capsys, "merge", made, "--out", "whole")
-    assert code == 1 and err == "error: whole is in use: choose another --out, or move it away\n"
+    assert (
+        code == 1
+        and err == "error: whole is there already and is not an empty folder: choose another --out, or move it away\n"
+    )
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
@@ -342,7 +496,7 @@ def test_an_adapter_over_four_bits_is_made_used_and_merged_over_the_same_four_bi
 def test_a_stopped_run_over_four_bits_goes_on_over_four_bits(tiny, capsys, monkeypatch):
     argv = ["finetune", "text.txt", "--base", tiny, "--out", "out", "--steps", "3", "--quantize", "nf4", *QUICK]
     with monkeypatch.context() as patched:
-        patched.setattr(Stop, "__init__", lambda self: setattr(self, "signal", signal.SIGINT))
+        interrupt_in_the_first_step(patched)
         assert said(capsys, *argv)[0] == 130
     assert said(capsys, "finetune", "--resume", "--out", "out")[0] == 0
     assert said(capsys, *argv[:4], "--out", "whole", *argv[6:])[0] == 0
@@ -363,14 +517,102 @@ BAD = [
         ["finetune", "records", "--quantize", "nf5"],
         "course cannot be quantised: there is no scheme 'nf5': choose one of nf4",
     ),
-    (["finetune", "records", "--rank", "0"], "rank r=0 does not fit"),
+    (["finetune", "records", "--quantize", ""], "course cannot be quantised: there is no scheme '': choose one of nf4"),
+    (
+        ["finetune", "records", "--method", "qlora"],
+        "QLoRA is LoRA over a base of four bits: give --method lora --quantize",
+    ),
+    (
+        ["finetune", "records", "--targets", "foo"],
+        "no nn.Linear matches the target 'foo', skipped ones aside: this model's linear layers are called c_attn, c_fc",
+    ),
+    (["finetune", "records", "--rank", "0"], "--rank 0 makes no sense: give a number from 1 to"),
     (["finetune", "--resume", "--out", "nowhere"], "there is nothing to resume in nowhere"),
-    (["finetune", "records", "--out", "text.txt"], "text.txt is a file: choose another --out"),
+    (["finetune", "records", "--out", "text.txt"], "could not write text.txt ("),
     (["generate", "x", "--adapter", "nowhere"], "nowhere does not exist: give the folder"),
-    (["generate", "x", "--top-k", "0"], "top_k=0 keeps no token"),
     (["adapters", "nowhere"], "nowhere does not exist: give the folder"),
     (["merge", "nowhere", "--out", "o"], "nowhere does not exist: give the folder"),
 ]
+
+
+NUMBERS = [
+    ("generate x", "--temperature", ("nan", "inf", "-0.1", "1e30")),
+    ("generate x", "--max-new-tokens", ("0", "-1", str(10**12))),
+    ("generate x", "--top-k", ("0", "-1", str(10**30))),
+    ("generate x", "--seed", ("-1", "12345678901234567890")),
+    ("finetune records", "--seed", ("-1", "12345678901234567890")),
+    *(("finetune records", f"--{name}", ("0", "-1")) for name in ("every", "steps", "rank", "block", "accumulate")),
+    ("finetune records", "--rows", ("0", "1" + "0" * 400)),
+    ("finetune records", "--alpha", ("0", "nan", "inf")),
+    ("finetune records", "--lr", ("0", "-1", "nan", "1e300")),
+    ("finetune records", "--dropout", ("-0.1", "1", "nan")),
+    ("pretrain", "--seed", ("-1", "12345678901234567890")),
+    ("pretrain", "--steps", ("0", "-1")),
+]
+
+
+@pytest.mark.parametrize(("command", "option", "values"), NUMBERS, ids=lambda x: x if isinstance(x, str) else "")
+def test_a_number_that_makes_no_sense_is_one_sentence_before_anything_is_loaded(
+    monkeypatch, capsys, command, option, values
+):
+    def load(*_, **__):
+        raise AssertionError("something was loaded")
+
+    monkeypatch.setattr(bases, "load", load)
+    monkeypatch.setattr(corpora, "load", load)
+    for value in values:
+        code, out, err = said(capsys, *command.split(), f"{option}={value}")
+        assert (code, out) == (1, "") and err.startswith(f"error: {option} "), err
+        assert err.count("\n") == 1 and "makes no sense: give a number from" in err
+
+
+def test_a_temperature_as_good_as_none_takes_the_likeliest_token(tiny, capsys):
+    texts = [said(capsys, "generate", "The", "--base", tiny, f"--temperature={t}") for t in (0, 1e-40, 1e-320)]
+    assert texts[0] == texts[1] == texts[2] and texts[0][0] == 0
+
+
+LONG = "a" * 5000
+PLACES = [
+    ["generate", "x", "--base"],
+    ["generate", "x", "--adapter"],
+    ["adapters"],
+    ["adapters", "made", "--base"],
+    ["merge", "--out=o"],
+    ["merge", "made", "--out=o", "--base"],
+    ["merge", "made", "--out"],
+    ["finetune", "--steps=1"],
+    ["finetune", "text.txt", "--steps=1", "--out"],
+    ["finetune", "text.txt", "--steps=1", "--base"],
+    ["finetune", "--resume", "--out"],
+    ["pretrain", "--out"],
+]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=" ".join)
+def test_a_name_that_nothing_has_is_one_sentence_wherever_it_stands(tiny, made, capsys, monkeypatch, place):
+    before = sorted(Path().iterdir())
+    for name in ("", LONG, f"{LONG}/x", "text.txt/x", "n\udce9"):
+        option = place[-1] in ("--base", "--adapter", "--out")
+        code, out, err = said(capsys, *place[:-1], *([f"{place[-1]}={name}"] if option else [place[-1], name]))
+        assert code == 1 and err.splitlines()[-1].startswith("error: ") and "Traceback" not in err, (name, err)
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["no\nsuch", "no\\such", "nosuch/", "~nosuch", "~nosuch/x", "n\udce9"], ids=ascii)
+def test_a_name_that_is_not_there_is_one_line(capsys, made, name):
+    for argv in (["generate", "x", "--base"], ["generate", "x", "--adapter"], ["adapters"], ["finetune"]):
+        code, out, err = said(capsys, *argv, name)
+        assert code == 1 and not out and err.startswith("error: ") and err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize("name", ["~x", "a b", "a\nb", "-x", "a\\b", "b/", "é"], ids=ascii)
+def test_what_a_file_system_takes_is_a_name_for_all_that_is_written_and_read(tiny, capsys, name):
+    argv = ["finetune", "text.txt", "--base", tiny, f"--out={name}", "--steps", "1", *QUICK]
+    assert said(capsys, *argv)[0] == 0
+    assert said(capsys, "adapters", "--json", "--", name)[0] == 0
+    assert said(capsys, "generate", "x", f"--adapter={name}", "--max-new-tokens=1")[0] == 0
+    assert said(capsys, "merge", f"--out={name}.whole", "--", name)[0] == 0
+    assert said(capsys, "generate", "x", f"--base={name}.whole", "--max-new-tokens=1")[0] == 0
 
 
 @pytest.mark.parametrize(("argv", "says"), BAD, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
@@ -436,7 +678,7 @@ def test_a_value_error_that_is_not_ours_is_a_defect_and_keeps_its_traceback(made
 
 
 def test_debug_shows_where_an_error_of_ours_came_from_wherever_it_stands_but_not_behind_two_dashes(capsys):
-    for argv in (["--debug", "adapters", "nowhere"], ["adapters", "nowhere", "--debug"]):
+    for argv in (["--debug", "adapters", "nowhere"], ["--debug", "adapters", "nowhere", "--debug"]):
         main(argv)  # the command itself says what is wrong with each of several
     for argv in (
         ["--debug", "generate", "x", "--adapter", "nowhere"],
@@ -454,7 +696,8 @@ def test_without_torch_the_commands_point_to_the_doctor_and_the_doctor_says_what
     run = [sys.executable, "-c", script]
     done = subprocess.run([*run, "generate", "x"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: torch is missing: `python -m llm doctor` says how to get it\n"
+    assert done.stderr.startswith("error: torch is missing or does not load (") and done.stderr.count("\n") == 1
+    assert "`python -m llm doctor` says how to get it" in done.stderr and "--no-deps" not in done.stderr
     done = subprocess.run([*run, "doctor"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "device             unknown: torch does not load" in done.stdout
     assert "base model, for every notebook: cannot be looked at without torch: install that first" in done.stdout
@@ -467,7 +710,7 @@ def test_a_package_that_is_there_and_does_not_load_is_one_sentence_with_what_it_
     env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "llm", "finetune", "text.txt", "--out", "a"]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
-    said = f"error: {package} is installed but does not load (DLL load failed): "
+    said = f"error: {package} does not load (DLL load failed): "
     assert (
         done.stderr.startswith(said)
         and done.stderr.count("\n") == 1

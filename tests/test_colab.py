@@ -4,24 +4,18 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from llm import paths
-from llm.__main__ import main
-from llm.course import colab
+from llm.course import colab, contents, notebook_files
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ELSEWHERE = "https://github.com/somebody/a-course.git"
-
-
-@pytest.fixture
-def copies(tmp_path):
-    for path in NOTEBOOKS[:2]:
-        shutil.copy(path, tmp_path)
-    return tmp_path
 
 
 def cells(path):
@@ -43,49 +37,101 @@ def test_a_notebook_that_needs_what_colab_lacks_brings_it_and_nothing_that_colab
         assert name in {path.name for path in NOTEBOOKS}
         assert all(f', "{package}"], check=True)' in colab.bootstrap(name) for package in packages)
         assert not {"torch", "numpy", "ipywidgets", "transformers", "peft"} & set(packages)
-    assert "gguf" not in colab.bootstrap("01_formula.ipynb")
+    assert "gguf" not in colab.bootstrap(contents.file_name("formula"))
 
 
-def test_the_address_stands_in_pyproject_toml_and_nowhere_else_by_hand():
-    found = subprocess.run(
-        ["git", "grep", "-l", "--fixed-strings", colab.repository()], cwd=ROOT, capture_output=True, text=True
-    )
+def test_the_address_stands_in_pyproject_toml_and_nowhere_else_by_hand(monkeypatch):
+    address = tomllib.loads(paths.PROJECT.read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+    found = subprocess.run(["git", "grep", "-l", "--fixed-strings", address], cwd=ROOT, capture_output=True, text=True)
     if found.returncode > 1:
         pytest.skip("the course came without git")
     assert {name for name in found.stdout.split() if not name.endswith(".ipynb")} <= {"pyproject.toml"}
 
 
-def test_a_new_address_reaches_every_notebook_and_a_second_writing_changes_nothing(copies, monkeypatch):
-    assert colab.write(copies) == []
+@pytest.mark.parametrize(
+    ("address", "known"),
+    [("https://lora-course.invalid/a.git", ""), ("https://github.com/b/a", "https://github.com/b/a")],
+)
+def test_a_placeholder_is_no_address(tmp_path, monkeypatch, address, known):
+    (tmp_path / "pyproject.toml").write_text(f'[project.urls]\nRepository = "{address}"')
+    monkeypatch.setattr(colab, "PROJECT", tmp_path / "pyproject.toml")
+    assert colab.repository() == known
+
+
+def test_the_packed_course_has_what_a_notebook_needs_and_stays_small(tmp_path):
+    packed = tmp_path / "lora-course.zip"
+    assert colab.pack(packed) == packed.stat().st_size < 40e6
+    names = set(zipfile.ZipFile(packed).namelist())
+    assert {"pyproject.toml", "README.md", "llm/lora.py", "data/sources.toml", "data/base/model.safetensors"} <= names
+    assert {f"notebooks/{path.name}" for path in NOTEBOOKS} <= names
+    assert not [
+        name for name in names if name.startswith(("tests/", "data/cache/", "adapters/")) or "__pycache__" in name
+    ]
+
+
+def first_cell(folder, address=""):
+    """What the first cell prints and where it ends, with a stand-in for Colab's module and for pip."""
+    (folder / "google").mkdir(exist_ok=True)
+    (folder / "google" / "colab.py").write_text(
+        "class output:\n    def enable_custom_widget_manager():\n        print('widgets')"
+    )
+    code = colab.CELL.format(address=address, more="").replace('"-m", "pip"', '"-c", "import sys; print(sys.argv[1:])"')
+    code = "import sys; sys.path.insert(0, '.')\n" + code + "\nprint(os.getcwd())"
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("place", [".", "drive/MyDrive"])
+def test_the_first_cell_unpacks_the_course_from_the_file_pane_or_from_drive(tmp_path, place):
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    colab.pack(tmp_path / place / "lora-course.zip")
+    for _ in range(2):  # the second time there is nothing left to unpack
+        done = first_cell(tmp_path)
+        assert done.returncode == 0, done.stderr
+        *_, here = done.stdout.split()
+        assert here == str(tmp_path / "lora-course" / "notebooks")
+    assert (tmp_path / "lora-course" / "llm" / "lora.py").exists()
+
+
+def test_without_an_address_or_the_packed_course_the_first_cell_says_what_to_do(tmp_path):
+    (tmp_path / "lora-course.zip").write_bytes(b"PK: an upload that has not come to its end")
+    done = first_cell(tmp_path)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.startswith("Make lora-course.zip on your computer with `make colab`, drag it into the file pane")
+
+
+def test_with_an_address_the_first_cell_clones_it(tmp_path):
+    source = tmp_path / "source"
+    (source / "notebooks").mkdir(parents=True)
+    (source / "notebooks" / "a.ipynb").write_text("{}")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "all"]):
+        subprocess.run([*git, *words], cwd=source, check=True)
+    (tmp_path / "here").mkdir()
+    done = first_cell(tmp_path / "here", source.as_uri())
+    assert done.stdout.split()[-1] == str(tmp_path / "here" / "lora-course" / "notebooks"), done.stderr
+
+
+def test_a_new_address_reaches_every_notebook_and_a_second_writing_changes_nothing(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    first, *rest = sorted((tmp_path / "notebooks").glob("*.ipynb"))
+    assert notebook_files.write(tmp_path) == []
     monkeypatch.setattr(colab, "repository", lambda: ELSEWHERE)
-    assert colab.write(copies) == [path.name for path in NOTEBOOKS[:2]]
-    assert colab.write(copies) == []
-    for path, before in zip(sorted(copies.glob("*.ipynb")), NOTEBOOKS):
-        title, first, *rest = cells(path)
-        assert f'"{ELSEWHERE}"' in "".join(first["source"])
+    assert notebook_files.write(tmp_path) == [path.name for path in (first, *rest)]
+    assert notebook_files.write(tmp_path) == []
+    for path, before in zip((first, *rest), NOTEBOOKS):
+        title, cell, *others = cells(path)
+        assert f'"{ELSEWHERE}"' in "".join(cell["source"])
         assert title["source"][-1].endswith(f"/github/somebody/a-course/blob/main/notebooks/{path.name})")
-        assert rest == cells(before)[2:]
-    monkeypatch.undo()
-    colab.write(copies)
-    assert [path.read_text() for path in sorted(copies.glob("*.ipynb"))] == [p.read_text() for p in NOTEBOOKS[:2]]
-
-
-def test_a_notebook_without_the_first_cell_gets_it(copies):
-    path = copies / NOTEBOOKS[0].name
-    notebook = json.loads(path.read_text(encoding="utf-8"))
+        assert others == cells(before)[2:]
+    notebook = json.loads(first.read_text(encoding="utf-8"))
     del notebook["cells"][1]
-    path.write_text(json.dumps(notebook))
-    assert colab.write(copies) == [path.name]
-    assert "".join(cells(path)[1]["source"]) == colab.bootstrap(path.name)
-
-
-def test_the_command_says_what_it_changed(copies, monkeypatch, capsys):
-    monkeypatch.setattr(paths, "NOTEBOOKS", copies / "notebooks")
-    monkeypatch.setattr(colab, "repository", lambda: ELSEWHERE)
-    (copies / "notebooks").mkdir()
-    shutil.copy(NOTEBOOKS[0], copies / "notebooks")
-    assert main(["colab"]) == 0
-    assert ELSEWHERE in (said := capsys.readouterr().out) and NOTEBOOKS[0].name in said
+    first.write_text(json.dumps(notebook), encoding="utf-8")
+    assert notebook_files.write(tmp_path) == [first.name]
+    assert "".join(cells(first)[1]["source"]) == colab.bootstrap(first.name)
+    monkeypatch.undo()
+    notebook_files.write(tmp_path)
+    assert [path.read_text() for path in rest] == [path.read_text() for path in NOTEBOOKS[1:]]
 
 
 def test_the_first_cell_does_nothing_where_there_is_no_colab(tmp_path):

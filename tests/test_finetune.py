@@ -6,6 +6,8 @@ import re
 import zipfile
 from dataclasses import asdict, replace
 from itertools import count
+from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -16,14 +18,15 @@ from llm import bases, files, loss
 from llm.adapters import fingerprint, inspect_adapter, load_adapter
 from llm.adapters.folder import TENSORS
 from llm.course.tasks import ARMS
-from llm.errors import RunError, SettingError, TrainingError
+from llm.errors import AdapterError, RunError, SettingError, TrainingError, WriteError
 from llm.finetune import run as runs
 from llm.finetune import settings as settings_of_a_run
-from llm.finetune.resume import NEW_IN_2, NEW_IN_3, read_report, resume
-from llm.finetune.run import RESUME, begin
+from llm.finetune.resume import resume
+from llm.finetune.run import RESUME, begin, read_report, together
 from llm.finetune.settings import METHODS as SAVED
 from llm.finetune.settings import Settings
-from llm.finetune.targets import targets_of
+from llm.finetune.target_words import targets_of
+from llm.finetune.torchrun import Group
 from llm.lora import lora_layers
 from llm.relatives import METHODS, method_of
 from llm.text.examples import JOIN
@@ -102,7 +105,8 @@ def test_the_same_settings_give_the_same_adapter_and_another_seed_another(settin
 
 def test_the_report_says_what_the_adapter_was_made_with(settings, tmp_path):
     go(begin(settings, tmp_path / "out"))
-    assert read_report(tmp_path / "out") == asdict(settings) | dict(lr=1e-3, done=6, completes=False, join=JOIN)
+    made_with = asdict(settings) | dict(data="text.txt", lr=1e-3, done=6, completes=False, join=JOIN)
+    assert read_report(tmp_path / "out") == made_with
     for spoilt in ("", "[]", '{"base": 7}', "[" * 100_000):
         (tmp_path / "out" / "run.json").write_text(spoilt)
         assert read_report(tmp_path / "out") == {}
@@ -218,6 +222,11 @@ def test_rows_go_on_bit_for_bit_too(settings, tmp_path, rows):
     assert first + go(resume(tmp_path / "halves")) == whole and same(tmp_path / "whole", tmp_path / "halves")
 
 
+def test_a_run_whose_numbers_were_given_without_a_point_goes_on(settings, tmp_path):
+    go(begin(replace(settings, alpha=8, lr=1, dropout=0, steps=2), tmp_path / "a"), until=1)
+    assert resume(tmp_path / "a").done == 1
+
+
 def test_bfloat16_goes_on_bit_for_bit_too(settings, tmp_path):
     settings = replace(settings, dtype="bfloat16")
     go(begin(settings, tmp_path / "whole"))
@@ -254,7 +263,8 @@ def dies(work, at):
     return die
 
 
-KILLS = {"before the checkpoint": 2, "between the two files": 4, "between the adapter's two files": 4}
+# the step from which a run goes on that is killed at its second checkpoint, that of step 4, or just before
+KILLS = {"before the checkpoint": 2, "between the two files": 2, "between the adapter's two files": 2}
 
 
 @pytest.mark.parametrize("when", KILLS)
@@ -296,13 +306,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_the_last_checkpoint_can_be_g
     assert resume(tmp_path / "out").done == 2
 
 
+def no_step(*_, **__):
+    yield pytest.fail("a step was taken")
+
+
 def test_a_disk_that_takes_nothing_is_found_before_the_first_step(settings, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     run = begin(settings, tmp_path / "out")
     monkeypatch.setattr(torch, "save", full)
-    monkeypatch.setattr(runs, "train", None)  # a step would fail otherwise than the disk does
+    monkeypatch.setattr(runs, "train", no_step)
     with pytest.raises(OSError, match="No space left on device.*nothing was lost"):
         go(run)
     assert not (tmp_path / "out" / TENSORS).exists()
@@ -361,44 +375,6 @@ def test_every_setting_is_held_to_what_it_was():
     assert OTHERS.keys() | {"data", "base"} == asdict(Settings("")).keys()
 
 
-def rewrite(folder, change):
-    """The resume file in `folder` as another version of the course might have written it."""
-    state = torch.load(folder / RESUME, weights_only=True)
-    change(state)
-    torch.save(state, folder / RESUME)
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_a_run_that_an_older_version_began_goes_on_bit_for_bit(stopped, settings, tmp_path, version):
-    def older(state):
-        state["version"] = version
-        for key in ("version", "curve", "losses") if version == 1 else ():
-            del state[key]
-        for name in (*NEW_IN_2, *NEW_IN_3) if version == 1 else NEW_IN_3:
-            del state["settings"][name]
-
-    rewrite(stopped, older)
-    go(begin(settings, tmp_path / "whole"))
-    run = resume(stopped)
-    assert run.settings == settings and run.done == 2
-    go(run)
-    assert same(tmp_path / "whole", stopped)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda state: state.update(version=99),
-        lambda state: state["settings"].update(colour="red"),
-        lambda state: state["settings"].pop("alpha"),
-    ],
-    ids=["a later version", "a setting of another", "a setting that is gone"],
-)
-def test_a_run_of_another_version_is_named_for_that_and_not_called_damaged(stopped, change):
-    rewrite(stopped, change)
-    assert_refused(lambda: resume(stopped), "resume.pt was written by another version of the course", "--out")
-
-
 def test_a_run_keeps_its_curve_through_a_stop(settings, tmp_path):
     whole, halves = begin(settings, tmp_path / "whole"), begin(settings, tmp_path / "halves")
     whole.heldout(), halves.heldout()
@@ -435,10 +411,49 @@ def test_another_text_or_base_is_refused_and_one_that_only_moved_is_not(stopped,
     moved.write_text(TEXT)
     assert resume(stopped, {"data": str(moved)}).settings.data == str(moved)
     moved.write_text(TEXT + "more")
-    assert_refused(lambda: resume(stopped, {"data": str(moved)}), f"--data {moved} is not the text that the run in")
-    assert_refused(lambda: resume(stopped, {"base": stranger}), f"--base {stranger} is not the base model that the run")
+    assert_refused(lambda: resume(stopped, {"data": str(moved)}), f"the text {moved} is not the one that the run in")
+    assert_refused(lambda: resume(stopped, {"base": stranger}), f"the base {stranger} is not the one that the run in")
     (tmp_path / "text.txt").write_text(TEXT[:-1])
-    assert_refused(lambda: resume(stopped), f"--data {settings.data} is not the text that the run in")
+    assert_refused(lambda: resume(stopped), f"the text {settings.data} is not the one that the run in")
+
+
+@pytest.fixture
+def speaking(tiny, tmp_path):
+    """A folder of the tiny base with a tokenizer of its own, in which an `a` and a `b` have ids of their own."""
+    pytest.importorskip("transformers")
+    folder = Path(copytree(tiny, tmp_path / "speaking"))
+    vocabulary = {letter: i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyzTT ,.")} | {"<end>": 40}
+    model = dict(type="WordLevel", vocab=vocabulary, unk_token="<end>")
+    split = dict(type="Split", pattern=dict(String=""), behavior="Isolated", invert=False)
+    tokenizer = dict(version="1.0", model=model, pre_tokenizer=split, decoder=dict(type="Fuse"), added_tokens=[])
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = dict(tokenizer_class="PreTrainedTokenizerFast", eos_token="<end>", unk_token="<end>")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_run_is_not_gone_on_with_over_another_tokenizer(settings, tmp_path, speaking):
+    go(begin(replace(settings, base=str(speaking)), tmp_path / "spoken"), until=2)
+    assert resume(tmp_path / "spoken").done == 2
+    tokenizer = json.loads((speaking / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] |= dict(a=1, b=0)
+    (speaking / "tokenizer.json").write_text(json.dumps(tokenizer))
+    before = contents(tmp_path / "spoken")
+    assert_refused(
+        lambda: resume(tmp_path / "spoken"),
+        f"the tokenizer of {speaking} is not the one that the run in",
+        "--out",
+    )
+    assert contents(tmp_path / "spoken") == before
+
+
+def test_a_run_goes_on_where_the_tokenizer_encodes_as_before(settings, tmp_path, speaking):
+    """Its files may have been written anew, with another chat template for one."""
+    go(begin(replace(settings, base=str(speaking)), tmp_path / "spoken"), until=2)
+    for name, more in (("tokenizer.json", {}), ("tokenizer_config.json", dict(chat_template="{{ messages }}"))):
+        content = json.loads((speaking / name).read_text()) | more
+        (speaking / name).write_text(json.dumps(content, indent=1))
+    assert resume(tmp_path / "spoken").done == 2
 
 
 def test_a_folder_in_use_is_refused_and_stays_as_it_was(stopped, settings, tmp_path):
@@ -447,13 +462,15 @@ def test_a_folder_in_use_is_refused_and_stays_as_it_was(stopped, settings, tmp_p
     assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
     go(resume(stopped))
     assert_refused(lambda: begin(settings, stopped), "holds an adapter already: choose another --out")
-    assert_refused(lambda: begin(settings, tmp_path / "text.txt"), "is a file: choose another --out")
+    with pytest.raises(WriteError, match="^could not write .*text.txt.*: nothing was lost"):
+        go(begin(settings, tmp_path / "text.txt"))
 
 
 def test_nothing_to_go_on_with_is_one_sentence(stopped, tmp_path):
-    assert_refused(lambda: resume(tmp_path / "no"), "there is nothing to resume in", "no run was begun there")
+    nothing = "there is nothing to resume in {}, as no run was started there or it has finished: leave --resume out"
+    assert_refused(lambda: resume(tmp_path / "no"), nothing.format(tmp_path / "no"))
     go(resume(stopped))
-    assert_refused(lambda: resume(stopped), "there is nothing to resume in", "the run in it is through")
+    assert_refused(lambda: resume(stopped), nothing.format(stopped))
 
 
 def spoil(path, how):
@@ -478,6 +495,8 @@ def spoil(path, how):
             "other shapes": lambda: state["factors"].update({first: [torch.zeros(1), torch.zeros(1)]}),
             "no state": lambda: state["optimizer"].update(param_groups=[]),
             "a list": lambda: state.update(settings=[]),
+            "a number that is a text": lambda: state["settings"].update(rank="8"),
+            "a setting of another version": lambda: state["settings"].update(colour="red"),
             "before the beginning": lambda: state.update(step=-1),
         }
         changes[how]()
@@ -485,9 +504,17 @@ def spoil(path, how):
 
 
 SPOILT = ["cut short", "a bit turned", "a pickle", "another zip", "no optimizer", "a layer less"]
+WRONG = [
+    "other shapes",
+    "no state",
+    "a list",
+    "a number that is a text",
+    "a setting of another version",
+    "before the beginning",
+]
 
 
-@pytest.mark.parametrize("how", [*SPOILT, "other shapes", "no state", "a list", "before the beginning"])
+@pytest.mark.parametrize("how", [*SPOILT, *WRONG])
 def test_a_damaged_checkpoint_is_one_sentence_and_the_adapter_stays(stopped, how, capfd):
     before = (stopped / TENSORS).read_bytes()
     spoil(stopped / RESUME, how)
@@ -496,21 +523,20 @@ def test_a_damaged_checkpoint_is_one_sentence_and_the_adapter_stays(stopped, how
 
 
 NONSENSE = [
-    ("steps", 0, "--steps 0 makes no sense: give a number above 0"),
-    ("rows", -1, "--rows -1 makes no sense"),
-    ("lr", float("nan"), "--lr nan makes no sense"),
-    ("lr", 0.0, "--lr 0 makes no sense"),
-    ("alpha", float("inf"), "--alpha inf makes no sense"),
-    ("seed", -1, "--seed -1 is out of range: give one from 0 to 2147483647"),
+    ("rank", 2.5, "--rank 2.5 makes no sense: give a whole number from 1 up"),
+    ("seed", -1, "--seed -1 makes no sense: give a whole number from 0 up"),
+    ("alpha", float("nan"), "--alpha nan makes no sense: give a number from 0 up"),
+    ("rank", 17, "rank r=17 does not fit a 16 -> 48 layer: use 1 to 16"),
+    ("block", 65, "--block 65 does not fit this base"),
     ("dtype", "int8", "there is no --dtype int8 here: choose one of float32, bfloat16"),
     ("dtype", "float16", "there is no --dtype float16 here: choose one of float32, bfloat16"),
-    ("rank", 0, "rank r=0 does not fit"),
-    ("rank", 17, "rank r=17 does not fit a 16 -> 48 layer: use 1 to 16"),
+    ("precision", "int8", "there is no --precision int8 here: choose one of auto, float32, bfloat16"),
+    ("method", "prefix", "there is no --method prefix here: choose one of lora, rslora, lora+"),
+    ("method", "ia3", "--rank 2 means nothing to --method ia3: leave it out"),
     ("scaling", "beta", "unknown scaling 'beta'"),
     ("targets", "q_proj", "no nn.Linear matches the target 'q_proj'"),
-    ("method", "prefix", "there is no --method prefix whose adapter can be kept: choose one of lora, rslora, lora+"),
-    ("method", "ia3", "--rank 2 means nothing to --method ia3: leave it out"),
-    ("block", 65, "--block 65 does not fit this base"),
+    ("targets", "", "no nn.Linear matches the target ''"),
+    ("targets", ",", "no nn.Linear matches the target ''"),
 ]
 
 
@@ -527,9 +553,154 @@ def test_rslora_with_another_scaling_is_one_sentence(settings, tmp_path):
     )
 
 
-def test_no_steps_between_two_checkpoints_is_one_sentence(settings, tmp_path):
+# one run at a time in a folder
+
+
+def contents(folder):
+    """The files that a learner sees in `folder`, with what is in them."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def test_a_second_run_into_the_folder_of_a_run_at_work_is_refused_and_the_first_one_loses_nothing(settings, tmp_path):
+    out, link = tmp_path / "out", tmp_path / "link"
+    link.symlink_to(out)
+    go(begin(settings, tmp_path / "alone"))
+
+    def refused(make, out):
+        with pytest.raises(RunError, match="^a run is at work in .*choose another --out"), together(make, out):
+            pass
+
+    with together(lambda: begin(settings, out), out) as run:
+        for where in (out, link, tmp_path / "alone" / ".." / "out"):  # before the first step
+            refused(lambda where=where: begin(settings, where), where)
+        for step in run.steps(every=2):
+            if step.index == 2:
+                before = contents(out)
+                refused(lambda: begin(replace(settings, seed=6), out), out)
+                refused(lambda: resume(out), out)
+                assert contents(out) == before
+    assert same(tmp_path / "alone", out)
+    assert sorted(path.name for path in out.iterdir()) == sorted([*finetune_files(), "run.json"])
+
+
+def test_a_folder_is_free_again_however_its_run_ended(settings, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(SettingError, match="no nn.Linear"):
+        with together(lambda: begin(replace(settings, targets="none"), out), out):
+            pass
+    assert not out.exists()
+    with together(lambda: begin(settings, out), out) as run:
+        steps = run.steps()
+        next(steps)
+    with pytest.raises(KeyboardInterrupt), together(lambda: resume(out), out) as run:
+        for _ in run.steps(stop=lambda: (_ for _ in ()).throw(KeyboardInterrupt)):
+            pass
+    with together(lambda: resume(out), out) as run:
+        go(run)
+    assert_refused(lambda: resume(out), "it has finished")
+
+
+class Pair(Group):
+    """Two processes, of which the second says what it likes."""
+
+    def gather(self, value):
+        return [value, ("there is no file rows.jsonl: bring it", None)]
+
+
+def test_what_a_killed_run_was_writing_goes_when_it_is_gone_on_with(stopped):
+    (stopped / f"{files.UNFINISHED}x").mkdir()
+    (stopped / f"{files.UNFINISHED}x" / RESUME).write_bytes(b"half")
+    go(resume(stopped))
+    assert sorted(path.name for path in stopped.iterdir()) == sorted([*finetune_files(), "run.json"])
+
+
+def test_a_run_that_another_process_cannot_begin_leaves_the_folder_free(settings, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(RunError, match="^process 1: there is no file") as caught:
+        with together(lambda: begin(settings, out), out, Pair(0, 2)):
+            pass
+    with together(lambda: begin(settings, out), out) as run:
+        assert caught and run.done == 0  # though a traceback still holds the first run
+
+
+class Echo(Group):
+    """Several processes that all have what this one has."""
+
+    def gather(self, value):
+        return [value] * self.size
+
+
+def test_of_several_processes_the_first_one_claims_the_folder_for_all(settings, tmp_path):
+    out, groups = tmp_path / "out", [Echo(0, 2), Echo(1, 2)]
+    with together(lambda: begin(settings, out, group=groups[0]), out, groups[0]) as first:
+        with together(lambda: begin(settings, out, group=groups[1]), out, groups[1]) as second:
+            assert first.done == second.done == 0
+
+
+def test_an_adapter_that_cannot_be_saved_leaves_the_checkpoint_before_it(settings, tmp_path):
     run = begin(settings, tmp_path / "out")
-    assert_refused(lambda: go(run, every=0), "--every 0 makes no sense", error=ValueError)
+    next(iter(lora_layers(run.base.model).values())).B.data[0, 0] = float("inf")
+    with pytest.raises(TrainingError, match="holds NaN or infinity"):
+        go(run)
+    assert not (tmp_path / "out").exists()
+    run = begin(settings, tmp_path / "out")
+    with pytest.raises(AdapterError, match="not finite"):
+        for step in run.steps(every=2):
+            if step.index == 3:
+                before = contents(tmp_path / "out")
+                next(iter(lora_layers(run.base.model).values())).B.data[0, 0] = float("inf")
+                run.save()
+    assert contents(tmp_path / "out") == before and resume(tmp_path / "out").done == 4
+
+
+# what a run is called: bases and texts by name and by place
+
+
+def test_a_run_is_gone_on_with_from_any_folder(settings, tmp_path, tiny, monkeypatch):
+    copytree(tiny, tmp_path / "here" / "base")
+    (tmp_path / "here" / "text.txt").write_text(TEXT)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    go(begin(replace(settings, base="base", data="text.txt"), Path("../out")), until=2)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert resume(tmp_path / "out").done == 2
+    assert resume(Path("../out"), dict(base="../here/base", data="../here/text.txt")).done == 2
+
+
+def test_the_report_names_the_base_so_that_it_is_found_from_anywhere_and_no_folder_of_this_machine(
+    settings, tmp_path, tiny, monkeypatch
+):
+    copytree(tiny, tmp_path / "here" / "base")
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    for base in ("base", "./base/", str(tmp_path / "here" / "base")):
+        out = tmp_path / "link" / str(len(base))
+        go(begin(replace(settings, base=base), out), until=1)
+        kept = (out / "run.json").read_text()
+        assert str(tmp_path) not in kept and json.loads(kept)["data"] == "text.txt"
+        with monkeypatch.context() as patched:
+            patched.chdir("/")
+            assert Path(read_report(out)["base"]).samefile(tmp_path / "here" / "base")
+    (tmp_path / "here").rename(tmp_path / "moved")  # with an adapter that moves along it is found too
+    go(begin(replace(settings, base=str(tmp_path / "moved" / "base")), tmp_path / "moved" / "out"), until=1)
+    (tmp_path / "moved").rename(tmp_path / "again")
+    assert read_report(tmp_path / "again" / "out")["base"] == str(tmp_path / "again" / "base")
+
+
+def test_a_folder_that_has_the_name_of_a_base_comes_back_as_a_folder_and_a_name_as_a_name(
+    text, tmp_path, tiny, monkeypatch
+):
+    copytree(tiny, tmp_path / "course")
+    monkeypatch.chdir(tmp_path)
+    options = dict(steps=2, rows=2, block=8, rank=2)
+    go(begin(Settings(text, "./course", **options), Path(".")), until=1)  # beside it: the way there is its name
+    assert read_report(Path("."))["base"] == str(tmp_path / "course")
+    assert resume(Path(".")).base.model.config.n_embd == 16
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path / "x")
+    go(begin(Settings(text, "course", **options), Path("named")), until=1)
+    assert read_report(Path("named"))["base"] == "course" == resume(Path("named")).settings.base
 
 
 @pytest.mark.parametrize(
@@ -546,10 +717,3 @@ def test_what_spares_memory_makes_the_same_adapter(settings, tiny, tmp_path, oth
 
 def test_the_command_line_knows_the_precisions_that_the_loss_has():
     assert settings_of_a_run.PRECISIONS == loss.PRECISIONS
-
-
-@pytest.mark.parametrize("said", [dict(precision="int8"), dict(accumulate=0)])
-def test_a_precision_or_pieces_that_make_no_sense_are_one_sentence(settings, tmp_path, said):
-    name, value = next(iter(said.items()))
-    with pytest.raises(SettingError, match=f"--{name} {value} "):
-        begin(replace(settings, **said), tmp_path / "a")

@@ -1,10 +1,10 @@
-"""Numbers about weights that were rounded: shares, errors, and what a second rounding leaves of an update."""
+"""Numbers about rounded weights: shares, errors, and the share of an update that survives a second rounding."""
 
 import pytest
 import torch
 
 from llm.course.four_bits import four_bit, relative_error, rounded, survival
-from llm.course.matrices import noise
+from llm.course.toy_matrices import noise
 from llm.quantize import FORMATS
 
 
@@ -27,10 +27,10 @@ def test_the_shape_counts_weights_by_their_size_over_their_blocks_absmax():
     scaled = W.view(-1, 32) / W.view(-1, 32).abs().amax(1, keepdim=True)
     part = rounded(W, block=32)
     assert torch.equal(part.shape, torch.histc(scaled, 101, -1, 1))
-    assert part.shape[0] == (scaled < -1 + 2 / 101).sum() > 0, "the largest of a block, which becomes -1"
+    assert part.shape[0] == (scaled < -1 + 2 / 101).sum() > 0, "the largest weight of a block becomes -1"
 
 
-def test_a_level_tells_four_bits_where_all_sixteen_are_used_alike():
+def test_the_entropy_is_four_bits_where_all_sixteen_levels_are_used_equally():
     part = rounded(FORMATS["nf4"]().repeat(4)[None], block=64)
     assert part.entropy == pytest.approx(4) and part.error == 0
 
@@ -42,9 +42,9 @@ def test_the_matrix_is_left_as_it_was():
     assert torch.equal(W, kept) and not W.requires_grad
 
 
-def test_of_a_tiny_update_nothing_arrives_and_of_a_large_one_nearly_all():
+def test_of_a_tiny_update_nothing_survives_and_of_a_large_one_nearly_all():
     layer, update = four_bit(noise(64, 128)), noise(64, 128, seed=1)
     tiny, large = survival(layer, 0.005 * update), survival(layer, update)
-    assert tiny.same > 0.99 and tiny.arrived < 0.1 and tiny.size == pytest.approx(0.005, rel=0.05)
-    assert large.same < 0.3 and large.arrived > 0.95 and large.off < 0.2
+    assert tiny.same > 0.99 and tiny.survives < 0.1 and tiny.size == pytest.approx(0.005, rel=0.05)
+    assert large.same < 0.3 and large.survives > 0.95 and large.error < 0.2
     assert torch.allclose(large.wanted * layer.weight.std(), update.flatten(), atol=1e-5)

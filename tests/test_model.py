@@ -1,5 +1,6 @@
 """The model's contract, its equality with transformers' GPT-2 by name, and generation."""
 
+import re
 import warnings
 from dataclasses import replace
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llm.model import GPT, GPTConfig, sample
+from llm.errors import BaseError, SettingError
+from llm.generation import check_sampling, sample, window
+from llm.model import GPT, GPTConfig
 
 TINY = GPTConfig(vocab_size=97, block_size=16, n_layer=2, n_head=2, n_embd=16)
 IDX = torch.arange(12).view(2, 6)
@@ -218,6 +221,48 @@ def test_a_top_k_that_keeps_nothing_is_refused(top_k):
         tiny().generate(IDX, 1, top_k=top_k)
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-40, 1e-50, 5e-324])
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_a_temperature_close_to_0_takes_the_likeliest_token(temperature, top_k):
+    logits = torch.tensor([[0.0, 1e4, 3e4, float("-inf")], [5.0, 1.0, 2.0, -3e4]])
+    assert sample(logits, temperature, top_k).tolist() == [2, 0]
+
+
+def test_a_high_temperature_draws_from_everything_that_is_allowed():
+    logits = torch.tensor([[0.0, 9.0, float("-inf")]]).expand(200, 3)
+    for temperature in (1e6, 1e38, 1e300):
+        assert set(sample(logits, temperature, generator=torch.Generator().manual_seed(0)).tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(temperature=x) for x in (float("nan"), float("inf"), -1.0, "0.8", True, None)]
+    + [dict(top_k=x) for x in (0, -1, 2.5, True, "4")]
+    + [dict(seed=x) for x in (-1, 2**63, 1.0, True, "1")]
+    + [dict(max_new_tokens=x) for x in (-1, 2.0, True, None)],
+    ids=str,
+)
+def test_an_option_that_makes_no_sense_is_one_sentence_before_anything_is_computed(options):
+    (name, value), model = *options.items(), tiny()
+    model.transformer.ln_f.register_forward_hook(lambda *args: pytest.fail("it was computed"))
+    for call in (check_sampling, lambda **options: model.generate(IDX, **options)):
+        with pytest.raises(SettingError, match=f"^{re.escape(f'{name}={value} ')}") as caught:
+            call(**dict(max_new_tokens=2) | options)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_least_and_the_largest_options_are_taken():
+    for options in (dict(seed=0), dict(seed=2**63 - 1), dict(top_k=1), dict(temperature=0), dict(temperature=5)):
+        check_sampling(0, **options)
+        assert tiny().generate(IDX, 1, **options).shape == (2, 7)
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_model_that_computes_nan_is_one_sentence(temperature):
+    with pytest.raises(BaseError, match="computes NaN: use float32"):
+        sample(torch.tensor([[1.0, float("nan")]]), temperature)
+
+
 @pytest.mark.parametrize("length", [16, 17, 40])
 def test_a_prompt_as_long_as_the_context_or_longer_is_read_from_its_end(length):
     model = tiny()
@@ -260,6 +305,16 @@ def test_no_new_tokens_is_the_prompt_and_an_empty_prompt_is_one_sentence():
         tiny().generate(torch.zeros(1, 0, dtype=torch.long), 3)
 
 
+def test_a_window_that_slides_keeps_the_ids_in_front_of_it():
+    idx = torch.arange(40).view(2, 20)
+    assert torch.equal(window(idx, 20, keep=2), idx)
+    assert window(idx, 6, keep=2).tolist() == [[0, 1, 16, 17, 18, 19], [20, 21, 36, 37, 38, 39]]
+    assert window(idx, 6).tolist() == idx[:, -6:].tolist()
+    model = tiny()
+    logits = model(window(idx, 16, keep=2))[:, -1]
+    assert torch.equal(model.generate(idx, 1, temperature=0, keep=2)[:, -1], logits.argmax(-1))
+
+
 @pytest.mark.parametrize("mode", [True, False])
 def test_generating_is_done_in_evaluation_and_puts_the_mode_back_after_an_error_too(mode):
     model = tiny(dropout=0.5).train(mode)
@@ -273,3 +328,9 @@ def test_generating_is_done_in_evaluation_and_puts_the_mode_back_after_an_error_
 def test_generating_leaves_no_gradient_behind():
     model = tiny()
     assert not model.generate(IDX, 3).requires_grad and all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3, 4, 9])
+def test_a_window_is_as_long_as_the_context_whatever_is_kept_before_it(keep):
+    x = window(torch.arange(10)[None], 4, keep)
+    assert x.shape == (1, 4) and x[0, -1] == 9 and x[0, : min(keep, 3)].tolist() == list(range(min(keep, 3)))

@@ -8,6 +8,8 @@ from statistics import median, quantiles
 import nbformat
 import pytest
 
+from llm.course import contents
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # an absolute path of a machine that somebody worked on; addresses on the web and closing tags are none
@@ -74,9 +76,21 @@ def test_no_line_of_code_is_cut_off_beside_a_file_list(path):
     assert not wide, wide
 
 
+def test_no_cell_ends_in_a_semicolon(path):
+    """It hides a value in JupyterLab, and not where a cell is run without its history, as by nbval."""
+    ends = [re.sub(r"\s+#.*$", "", cell.source.rstrip().splitlines()[-1]) for cell in cells(path, "code")]
+    assert not [end for end in ends if end.endswith(";")]
+
+
 def test_markdown_cells_have_110_words_at_most(path):
     for cell in cells(path, "markdown"):
         assert len(prose(cell.source)) <= 110, cell.source[:80]
+
+
+def test_it_takes_an_hour_at_most_fifty_code_cells_and_two_thousand_words(path):
+    assert len(cells(path, "code")) <= 50
+    assert sum(len(prose(cell.source)) for cell in cells(path, "markdown")) <= 2000
+    assert next(n.minutes for n in contents.NOTEBOOKS if contents.file_name(n.subject) == path.name) <= 60
 
 
 def test_it_begins_with_a_title_then_imports_and_seeds_what_it_draws(path):
@@ -90,6 +104,14 @@ def test_its_claims_are_asserted_and_it_ends_with_what_to_try(path):
     assert len(re.findall(r"^ *assert ", code, re.M)) >= 3
     text = "\n".join(cell.source for cell in cells(path, "markdown"))
     assert re.search(r"^## Try", text, re.M)
+
+
+def test_a_predicted_result_stands_right_below_its_question_and_is_folded_until_the_reader_asks(path):
+    every = read(path).cells
+    results = [i for i, cell in enumerate(every) if cell.cell_type == "code" and ".compare(" in cell.source]
+    assert results
+    for i in results:
+        assert re.search(r"^guess$", every[i - 1].source, re.M) and every[i].metadata.jupyter.outputs_hidden
 
 
 def test_local_links_lead_somewhere(path):

@@ -21,6 +21,7 @@ from llm.relatives import (
     OPTIONS,
     DoraLinear,
     Ia3Linear,
+    LoraFaLinear,
     PissaLinear,
     disabled,
     layers_of,
@@ -663,6 +664,16 @@ def test_a_model_wrapped_by_hand_is_refused_too():
     assert_refused(apply_lora(base()), METHODS["dora"].prepare, "prepared for lora already")
 
 
+def test_a_kind_of_lora_that_no_method_has_is_lora_and_merges():
+    class Own(LoraLinear):
+        pass
+
+    model = shaken(apply_lora(base(), r=2, alpha=1.0, kind=Own))
+    answer = model(IDX)
+    assert method_of(model) == "lora"
+    close(merge(model)(IDX), answer)
+
+
 def test_a_merged_or_unwrapped_model_is_a_base_again():
     assert method_of(METHODS["ia3"].prepare(merge_lora(prepared("lora+")))) == "ia3"
     assert method_of(METHODS["bitfit"].prepare(remove_lora(prepared("pissa")))) == "bitfit"
@@ -676,8 +687,8 @@ def spoiled():
 
 
 REFUSED = {
-    "PiSSA of NaN": (spoiled, lambda m: METHODS["pissa"].prepare(m, 2), "has no singular values"),
-    "PiSSA without alpha": (base, lambda m: METHODS["pissa"].prepare(m, 2, 0.0), "alpha=0 makes no sense for PiSSA"),
+    "PiSSA of NaN": (spoiled, lambda m: METHODS["pissa"].prepare(m, 2), "PiSSA needs weights that are finite"),
+    "PiSSA without alpha": (base, lambda m: METHODS["pissa"].prepare(m, 2, 0.0), "alpha above 0, which here is 0"),
     "PiSSA over four bits": (
         lambda: quantize(base()),
         lambda m: METHODS["pissa"].prepare(m, 2),
@@ -686,7 +697,7 @@ REFUSED = {
     "everything over four bits": (
         lambda: quantize(base()),
         METHODS["full"].prepare,
-        "full fine-tuning cannot train weights in four bits: load the base as it was, or take lora, dora or ia3",
+        "full fine-tuning cannot train weights in four bits: load the base as it was, or take lora",
     ),
     "everything, where some of it is in four bits": (
         lambda: quantize(base(), targets="mlp.c_fc"),
@@ -738,7 +749,7 @@ def test_what_makes_no_sense_is_one_sentence_and_the_model_is_as_it_was(case):
 def test_a_wrapped_model_is_not_quantised(name):
     kind = METHODS[name].layer.__name__
     assert_refused(
-        prepared(name), quantize, f"^transformer.h.0.attn.c_attn is wrapped already, by {kind}: quantise the base"
+        prepared(name), quantize, f"^transformer.h.0.attn.c_attn is wrapped already, by {kind}: take the adapter off"
     )
 
 
@@ -756,3 +767,41 @@ def test_evaluate_and_deepcopy_take_any_of_them():
         again = copy.deepcopy(model)
         assert method_of(again) == name and torch.equal(again(IDX), model(IDX))
         assert evaluate(model, [(IDX[:, :-1], IDX[:, 1:])]) > 0
+
+
+def test_a_model_with_layers_of_lora_fa_says_so_and_keeps_A_frozen_however_it_was_made():
+    by_hand = apply_lora(base(), r=2, kind=LoraFaLinear)
+    for model in (by_hand, copy.deepcopy(by_hand), prepared("lora-fa")):
+        with disabled(model):
+            pass
+        assert method_of(model) == "lora-fa"
+        assert {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad} == {"B"}
+
+
+@pytest.mark.parametrize("name", ["dora", "pissa", "ia3"])
+def test_what_overflows_the_dtype_is_not_merged(name):
+    model = prepared(name, model=base(config=CONFIG).half())
+    last = list(layers_of(model).values())[-1]
+    with torch.no_grad():
+        trained = last.l if name == "ia3" else last.B
+        trained.fill_(60_000.0)
+        last.base.weight.fill_(2.0) if name == "ia3" else last.A.fill_(60_000.0)
+    if name == "dora":
+        with torch.no_grad():
+            last.magnitude.fill_(1e6)
+    assert_refused(model, merge, "nothing was merged: train at a lower rate")
+
+
+def test_lora_does_not_go_over_ia3():
+    assert_refused(prepared("ia3"), apply_lora, "is wrapped already, by Ia3Linear: take the adapter off")
+
+
+@pytest.mark.parametrize("name", ["ia3", "prefix", "bitfit", "norm", "full", "dora"])
+def test_no_method_goes_over_an_adapter_of_pefts(name):
+    peft = pytest.importorskip("peft")
+    model = GPT(GPTConfig(vocab_size=97, block_size=16, n_layer=1, n_head=2, n_embd=16))
+    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["c_attn"]))
+    before = {key: p.requires_grad for key, p in model.named_parameters()}
+    with pytest.raises(ValueError, match="c_attn is wrapped already, by Linear: take the adapter off"):
+        METHODS[name].prepare(model, 2)
+    assert {key: p.requires_grad for key, p in model.named_parameters()} == before

@@ -137,8 +137,8 @@ class Scripted:
     def __init__(self, script):
         self.script, self.calls = script, []
 
-    def generate(self, prompts, max_new_tokens, temperature, stop, never):
-        assert temperature == 0.0 and stop == END_OF_TEXT and never == []
+    def generate(self, prompts, max_new_tokens, temperature, stop, never, keep):
+        assert temperature == 0.0 and stop == END_OF_TEXT and never == [] and keep == 0
         self.calls.append(len(prompts))
         rows = [(*ids, *self.script[decode(ids)][:max_new_tokens]) for ids in prompts.tolist()]
         width = max(map(len, rows))

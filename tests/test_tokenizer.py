@@ -127,6 +127,30 @@ def test_importing_the_tokenizer_reads_no_table():
     assert subprocess.run([sys.executable, "-c", script], cwd=TOKENIZER.parents[1]).returncode == 0
 
 
+def test_a_tokenizer_beside_a_model_names_its_special_tokens_and_a_digest_of_its_files(tmp_path):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from llm.bases.transformers_tokenizers import read_tokenizer
+
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(sorted(level.alphabet()))}, merges=[]))
+    made.pre_tokenizer, made.decoder = level, decoders.ByteLevel()
+
+    def read(name, extra):
+        source = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", unk_token="?")
+        source.add_special_tokens({"additional_special_tokens": extra})
+        source.add_tokens(["<tool>"])  # not special: it is read as the token that it is
+        source.save_pretrained(tmp_path / name)
+        return read_tokenizer(tmp_path / name)
+
+    chat, same, other = read("a", ["<|im_start|>"]), read("b", ["<|im_start|>"]), read("c", ["[INST]"])
+    assert set(chat.special) == {"</s>", "<|im_start|>"} and set(other.special) == {"</s>", "[INST]"}
+    assert chat.decode(chat.encode("<|im_start|>")) == "<|im_start|>" and len(chat.encode("<|im_start|>")) > 1
+    assert chat.digest == same.digest != other.digest and chat.digest and not tokenizer.GPT2.digest
+    assert tokenizer.GPT2.special == ("<|endoftext|>",)
+
+
 # long texts
 
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.nn as nn
 
-from llm import loss
 from llm.errors import SettingError, TrainingError
 from llm.lora import LoraLinear, apply_lora
+from llm.loss import PRECISIONS, multiplies_bfloat16
 from llm.model import GPT, GPTConfig
+from llm.relatives import METHODS
 from llm.text.batches import batches
-from llm.training import best_device, evaluate, make_optimizer, schedule, train
+from llm.training import best_device, evaluate, make_optimizer, own_loss, schedule, train
 
 TINY = GPTConfig(vocab_size=97, block_size=16, n_layer=2, n_head=2, n_embd=16)
 TOKENS = torch.randint(97, (4000,), generator=torch.Generator().manual_seed(0)).cumsum(0) % 97
@@ -70,12 +71,52 @@ def test_same_seed_same_numbers_and_another_seed_other_numbers():
     assert all(torch.equal(state[name], same[name]) for name in state)
 
 
-def test_no_batch_is_read_that_is_not_trained_on_and_a_short_supply_just_ends():
+def test_no_batch_is_read_that_is_not_trained_on():
     supply = stream()
     list(train(tiny(), supply, steps=3, lr=1e-3))
     expected = next(islice(stream(), 3, None))
     assert torch.equal(next(supply)[0], expected[0])
-    assert len(list(train(tiny(), islice(stream(), 2), steps=9, lr=1e-3))) == 2
+
+
+@pytest.mark.parametrize("start, supply", [(0, 2), (0, 0), (4, 2)])
+def test_batches_that_end_too_early_are_told_after_the_steps_that_they_were_enough_for(start, supply):
+    model, done = tiny(), []
+    with pytest.raises(TrainingError, match=f"{supply} came, and {9 - start} steps were asked for") as caught:
+        for step in train(model, list(islice(stream(), supply)), steps=9, lr=1e-3, start=start):
+            done.append(step.index)
+            before = weights(model)
+    assert done == list(range(start, start + supply)) and "\n" not in str(caught.value)
+    assert not done or not moved(model, before)
+
+
+def test_as_many_batches_as_steps_are_enough_and_no_steps_need_none():
+    assert len(list(train(tiny(), islice(stream(), 2), steps=2, lr=1e-3))) == 2
+    assert list(train(tiny(), [], steps=0, lr=1e-3)) == list(train(tiny(), [], steps=3, start=3, lr=1e-3)) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(dict(accumulate=n) for n in (0, -1, 1.5)),
+        *(dict(steps=n) for n in (-1, 2.5, None)),
+        *(dict(warmup=n) for n in (-1, 0.1)),
+        *(dict(lr=x) for x in (float("nan"), float("inf"), -1e-3, lambda name: -1.0 if "ln_f" in name else 1e-3)),
+        *(dict(weight_decay=x) for x in (float("nan"), float("inf"), -0.1)),
+        *(dict(clip=x) for x in (float("nan"), 0.0, -1.0)),
+        dict(precision="tf32"),
+        dict(start=-1),
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_an_argument_that_makes_no_sense_is_refused_when_train_is_called(options):
+    with pytest.raises(SettingError) as caught:
+        train(tiny(), stream(), **dict(steps=3, lr=1e-3) | options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_is_all_frozen_is_refused_when_train_is_called():
+    with pytest.raises(TrainingError, match="every parameter is frozen"):
+        train(tiny().requires_grad_(False), stream(), steps=3, lr=1e-3)
 
 
 def test_a_run_that_is_resumed_ends_where_one_that_was_not_does():
@@ -109,7 +150,7 @@ def test_whatever_requires_a_gradient_moves_and_nothing_else():
 
 def test_a_model_that_is_all_frozen_is_one_sentence():
     with pytest.raises(TrainingError, match="nothing to train: every parameter is frozen .*apply_lora"):
-        next(iter(train(tiny().requires_grad_(False), stream(), steps=1, lr=1e-2)))
+        train(tiny().requires_grad_(False), stream(), steps=1, lr=1e-2)
 
 
 def test_decay_touches_matrices_that_multiply_and_never_embeddings_norms_or_biases():
@@ -217,7 +258,9 @@ def test_a_gradient_that_is_not_finite_is_noticed_though_the_loss_is():
             return None, (self.w * x).abs().sqrt().sum()  # the slope of a root at zero
 
     model = Root()
-    with pytest.raises(TrainingError, match="at step 0"):
+    with pytest.raises(
+        TrainingError, match="^the norm of the gradient is (nan|inf) at step 0: lower the learning rate"
+    ):
         list(train(model, [(torch.ones(2), torch.ones(2))], steps=1, lr=1e-2))
     assert not model.w.any()
 
@@ -313,19 +356,27 @@ def test_the_best_device_is_the_first_there_is_of_cuda_mps_and_cpu(monkeypatch, 
     assert best_device() == torch.device(best) and best_device("cpu") == torch.device("cpu")
 
 
-def test_under_torchrun_each_process_takes_the_gpu_of_its_number_and_one_too_many_is_one_sentence(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
+def test_of_several_processes_each_takes_the_gpu_of_its_number_and_one_too_many_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert best_device() == torch.device("cpu"), "processes cannot share MPS"
+    assert best_device(number=0) == torch.device("cpu"), "processes cannot share MPS"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert best_device() == best_device("cuda") == torch.device("cuda:1")
-    assert best_device("cuda:0") == torch.device("cuda:0")
-    monkeypatch.setenv("LOCAL_RANK", "2")
-    for said in ("auto", "cuda"):  # on the CPU it would wait for the others for ever
+    assert best_device(number=1) == best_device("cuda", 1) == torch.device("cuda:1")
+    assert best_device("cuda:0", 1) == torch.device("cuda:0")
+    for name in ("auto", "cuda"):  # on the CPU it would wait for the others for ever
         with pytest.raises(SettingError, match="^process 2 of this machine has no GPU .* --nproc-per-node 2"):
-            best_device(said)
-    assert best_device("cpu") == torch.device("cpu")
+            best_device(name, 2)
+    assert best_device("cpu", 2) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "env", [dict(WORLD_SIZE="auto"), dict(WORLD_SIZE="2"), dict(WORLD_SIZE=""), dict(LOCAL_RANK="")]
+)
+def test_the_best_device_does_not_ask_the_environment(monkeypatch, env):
+    expected = best_device()
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert best_device() == expected
 
 
 @pytest.mark.parametrize("said", ["cuda", "cuda:0", "cuda:x", "mps", "tpu", "", "cpu:1"])
@@ -364,33 +415,42 @@ def test_pieces_of_a_batch_of_which_nothing_counts_say_so():
     x, y = next(masked_stream())
     with pytest.raises(SettingError, match="every target is masked"):
         next(train(tiny(), [(x, torch.full_like(y, -100))], steps=1, lr=1e-3, accumulate=2))
-    with pytest.raises(SettingError, match="^accumulate=0 makes no sense"):
-        next(train(tiny(), [(x, y)], steps=1, lr=1e-3, accumulate=0))
 
 
-def test_precision_is_the_heads_while_training_and_never_an_evaluations(monkeypatch):
-    seen = []
-    monkeypatch.setattr(loss, "multiplies_bfloat16", lambda device: True)
-    original = loss._Chunked.apply
-    watch = lambda *args: seen.append(args[4]) or original(*args)  # noqa: E731
-    monkeypatch.setattr(loss._Chunked, "apply", watch)
-    for precision, frozen, trained in (
-        ("auto", torch.bfloat16, torch.float32),
-        ("float32", torch.float32, torch.float32),
-        ("bfloat16", torch.bfloat16, torch.bfloat16),
-    ):
-        for model, expected in ((apply_lora(tiny()), frozen), (tiny(), trained)):
-            for _ in train(model, stream(), steps=2, lr=1e-3, precision=precision):
-                evaluate(model, [next(stream())])
-            assert seen == [expected, torch.float32] * 2
-            seen.clear()
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_precision_is_the_losss_while_training_and_never_an_evaluations(name):
+    asked = []
+
+    def loss(model, x, y, precision="float32"):
+        asked.append(precision)
+        return own_loss(model, x, y, precision)
+
+    model = tiny()
+    for _ in train(model, stream(), steps=2, lr=1e-3, loss=loss, precision=name):
+        evaluate(model, [next(stream())], loss=loss)
+    assert asked == [name, "float32"] * 2
+
+
+def test_the_courses_model_has_a_steps_loss_in_the_precision_that_was_asked_for():
+    losses = {
+        name: next(train(apply_lora(tiny()), stream(), steps=1, lr=0.0, precision=name)).loss for name in PRECISIONS
+    }
+    assert losses["float32"] != losses["bfloat16"] == pytest.approx(losses["float32"], rel=1e-2)
+    assert losses["auto"] == losses["bfloat16" if multiplies_bfloat16(torch.device("cpu")) else "float32"]
+
+
+def test_a_compiled_model_has_its_loss_in_the_precision_that_was_asked_for():
+    model = tiny().requires_grad_(False)
+    x, y = next(stream())
+    eager = {name: own_loss(model, x, y, name).item() for name in ("float32", "bfloat16")}
+    compiled = torch.compile(model, backend="eager")
+    assert {name: own_loss(compiled, x, y, name).item() for name in eager} == pytest.approx(eager, abs=1e-6)
+    assert eager["float32"] != eager["bfloat16"]
+
+
+def test_a_precision_that_there_is_not_is_refused_at_once():
     with pytest.raises(SettingError, match="there is no precision 'tf32'"):
-        next(train(tiny(), stream(), steps=1, lr=1e-3, precision="tf32"))
-
-
-def test_between_steps_the_callers_own_products_are_what_they_were():
-    for _ in train(apply_lora(tiny()), stream(), steps=1, lr=1e-3, precision="bfloat16"):
-        assert loss._precision.get() == "float32"
+        train(tiny(), stream(), steps=1, lr=1e-3, precision="tf32")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -436,3 +496,81 @@ def test_lora_trains_on_a_16_bit_base(dtype):
     model = apply_lora(tiny().to(dtype), r=2)
     assert len(list(train(model, stream(), steps=4, lr=1e-3))) == 4
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def state_of(optimizer):
+    return [t.clone() for values in optimizer.state.values() for t in values.values()]
+
+
+OVERFLOWS = {
+    "the rate": lambda model: make_optimizer(model, 1e39),
+    "the rate of one group": lambda model: make_optimizer(model, lambda name: 1e39 if "c_fc" in name else 1e-3),
+    "the decay": lambda model: make_optimizer(model, 1e-3, weight_decay=1e300),
+    "another optimizer's rate": lambda model: torch.optim.SGD(trained(model), lr=1e300),
+    "an eps of 0": lambda model: torch.optim.AdamW(trained(model), eps=0.0),
+}
+
+
+def trained(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("case", OVERFLOWS)
+@pytest.mark.parametrize("method", ["lora", "dora", "full"])
+def test_an_update_that_overflows_float32_is_refused_with_weights_and_optimizer_as_they_were(case, method):
+    torch.manual_seed(0)
+    model = METHODS[method].prepare(tiny(), r=2)
+    if case == "an eps of 0":
+        model.requires_grad_(False)
+        model.register_parameter("unused", nn.Parameter(torch.ones(2)))  # whose update is 0 / 0
+        model.register_forward_hook(lambda m, _, out: (out[0], out[1] + 0 * m.unused.sum()))
+    optimizer = OVERFLOWS[case](model)
+    if (
+        case != "an eps of 0" and type(optimizer) is torch.optim.AdamW
+    ):  # two good steps, so that there is a state to lose
+        good = make_optimizer(model, 1e-2)
+        list(train(model, stream(), steps=2, lr=1e-2, optimizer=good))
+        optimizer.state.update(good.state)
+    before, state = weights(model), state_of(optimizer)
+    with pytest.raises(
+        TrainingError, match="^the update of step 2 is not finite.*the weights are those of the step before$"
+    ):
+        list(train(model, stream(), steps=9, start=2, lr=1e-2, optimizer=optimizer))
+    now = state_of(optimizer)
+    assert not moved(model, before)
+    assert len(now) == len(state) and all(torch.equal(a, b) for a, b in zip(now, state))
+
+
+def test_after_a_refused_step_a_run_goes_on_as_if_it_had_not_been_tried():
+    one, other = apply_lora(tiny(), r=2), apply_lora(tiny(), r=2)
+    other.load_state_dict(one.state_dict())
+    optimizers = [make_optimizer(model, 1e-2) for model in (one, other)]
+    for model, optimizer in zip((one, other), optimizers):
+        list(train(model, stream(), steps=2, lr=1e-2, optimizer=optimizer))
+    optimizers[0].param_groups[0]["peak_lr"] = 1e39
+    with pytest.raises(TrainingError, match="update of step 2"):
+        next(train(one, stream(start=2), steps=9, start=2, lr=1e-2, optimizer=optimizers[0]))
+    optimizers[0].param_groups[0]["peak_lr"] = 1e-2
+    for model, optimizer in zip((one, other), optimizers):
+        list(train(model, stream(start=2), steps=4, start=2, lr=1e-2, optimizer=optimizer))
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters()))
+
+
+def test_an_optimizer_whose_state_is_spoilt_is_refused_before_it_spoils_the_weights():
+    model = apply_lora(tiny(), r=2)
+    optimizer = make_optimizer(model, 1e-2)
+    list(train(model, stream(), steps=2, lr=1e-2, optimizer=optimizer))
+    next(iter(optimizer.state.values()))["exp_avg"][0] = float("nan")
+    with pytest.raises(TrainingError, match="optimizer's state holds NaN or infinity"):
+        train(model, stream(), steps=4, start=2, lr=1e-2, optimizer=optimizer)
+
+
+def test_an_ordinary_step_copies_no_weights():
+    model = tiny()
+    steps = train(model, stream(), steps=3, lr=1e-3, weight_decay=0.1)
+    next(steps)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as seen:
+        next(steps)
+    whole = [list(p.shape) for p in model.parameters() if len(p) == 97]
+    copies = [e for e in seen.events() if e.name == "aten::clone" and e.input_shapes[:1] == whole[:1]]
+    assert whole and not copies

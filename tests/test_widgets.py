@@ -15,15 +15,15 @@ from matplotlib.figure import Figure
 
 from llm import spectra
 from llm.adapters import save_adapter
-from llm.course import matrices
-from llm.course.matrices import noise
+from llm.course import toy_matrices
+from llm.course.toy_matrices import noise
 from llm.course.widgets import voices as voices_widget
 from llm.course.widgets.explorer import Explorer, slider
-from llm.course.widgets.matrices import layer_explorer, rank_explorer
-from llm.course.widgets.quantization import rounding_explorer
-from llm.course.widgets.relatives import rate_explorer
-from llm.course.widgets.singular_values import delta_explorer
-from llm.course.widgets.targets import targets_explorer
+from llm.course.widgets.method_explorer import rate_explorer
+from llm.course.widgets.rank_explorer import layer_explorer, rank_explorer
+from llm.course.widgets.rounding_explorer import rounding_explorer
+from llm.course.widgets.spectrum_explorer import delta_explorer
+from llm.course.widgets.target_explorer import targets_explorer
 from llm.course.widgets.voices import Voices
 from llm.lora import apply_lora, lora_layers
 from llm.model import GPT, GPTConfig
@@ -251,9 +251,9 @@ def test_no_key_waits_for_a_decomposition(monkeypatch):
     explorer.controls["layer"].value = explorer.controls["layer"].options[1][1]
 
 
-def test_no_key_takes_the_matrices_of_notebook_01_apart_again(monkeypatch):
+def test_no_key_takes_the_matrices_apart_again(monkeypatch):
     explorer = rank_explorer()
-    monkeypatch.setattr(matrices, "decompose", None)
+    monkeypatch.setattr(toy_matrices, "decompose", None)
     for name in explorer.controls["which"].options:
         explorer.controls["which"].value = name
     explorer.controls["r"].value = 20

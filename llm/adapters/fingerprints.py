@@ -6,11 +6,13 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
+from llm.adapters.foreign import shown
 from llm.errors import AdapterError
-from llm.lora import places
+from llm.lora import LoraLinear
 from llm.quantize import Linear4bit, scheme_of
-from llm.relatives import layers_of
+from llm.relatives import Ia3Linear
 from llm.relatives.prefixes import Prefix, Prompt
+from llm.surgery import places
 
 
 def fingerprint(model: nn.Module, through: torch.dtype | None = None) -> str:
@@ -23,66 +25,59 @@ def fingerprint(model: nn.Module, through: torch.dtype | None = None) -> str:
     A layer in four bits counts by its scheme and its blocks' absmaxes, which are as coarse: so a quantised base is
     another one than its original, and the same whether float32 or bfloat16 was quantised (but if absmax is, too).
     """
-    named = {
-        f"{path}.{name}".removeprefix("."): p
-        for module, paths in places(model).items()
-        if not isinstance(module, Prefix | Prompt)
-        for name, p in (*module.named_parameters(recurse=False, remove_duplicate=False), *_of_four_bits(module))
-        for path in paths
-    }
-    return _digits(_of_base(named, layers_of(model)), through)
-
-
-def _of_four_bits(module):
-    """What stands for the weights of a quantised layer, which are no parameter."""
-    return [(module.scheme, module.scales())] if isinstance(module, Linear4bit) else []
-
-
-def _of_base(parameters, layers):
-    """[(name, parameter)] in the order of names, as the unwrapped model has them."""
-    found = {}
-    for name, p in parameters.items():
-        owner, _, leaf = name.rpartition(".")
-        outer = owner.removesuffix(".base")
-        if outer in layers and owner != outer:
-            found[f"{outer}.{leaf}"] = p
-        elif owner not in layers:  # else it is A, B or another of the adapter's
-            found[name] = p
-    return sorted(found.items())
-
-
-def _digits(parameters, through):
     digest, samples = hashlib.sha256(), []
-    for name, p in parameters:
+    for name, p in sorted(_of_base(model).items()):
         digest.update(f"{name}{tuple(p.shape)}".encode())
         # an odd stride: an even one would meet the same few columns of a matrix again and again
-        some = p.detach().reshape(-1)[:: (p.numel() // 1024) | 1]
-        samples.append((some if through is None else some.to(through)).to(torch.bfloat16))
+        values = p.detach().reshape(-1)[:: (p.numel() // 1024) | 1]
+        samples.append((values if through is None else values.to(through)).to(torch.bfloat16))
     if samples:
         digest.update(torch.cat(samples).view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def marks_of(model: nn.Module) -> tuple[str, str, str | None]:
-    """What an adapter says of its base: the fingerprint, that in float16, and how it is quantised."""
-    return fingerprint(model), fingerprint(model, torch.float16), scheme_of(model)
+def _of_base(model):
+    """{name: parameter} as the unwrapped model has them; scales stand for the weights of a layer in four bits."""
+    modules = places(model)
+    wrapped = {p for m, paths in modules.items() if isinstance(m, LoraLinear | Ia3Linear) for p in paths}
+    parameters = {}
+    for module, paths in modules.items():
+        if isinstance(module, LoraLinear | Ia3Linear | Prefix | Prompt):
+            continue
+        named = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        if isinstance(module, Linear4bit):
+            named[module.scheme] = module.scales()
+        for path in paths:
+            outer = path.removesuffix(".base")
+            path = outer if outer in wrapped else path
+            parameters |= {f"{path}.{name}".removeprefix("."): p for name, p in named.items()}
+    return parameters
 
 
-def check_base(model: nn.Module, folder: Path, named: str | None, halved: str | None, quantized: str | None) -> None:
-    """Raise AdapterError unless `model` has the weights of the base whose marks the adapter in `folder` names, in
-    whatever precision; one that names no fingerprint fits any."""
-    own = fingerprint(model)
-    if named in (None, own) or own == halved:
+def marks_of(model: nn.Module) -> dict[str, str]:
+    """What the metadata of an adapter's tensors says of the base under `model`: its fingerprint, the one that it has in
+    float16 if that is another, and how it was quantised."""
+    digits, halved = fingerprint(model), fingerprint(model, torch.float16)
+    marks = dict(base_fingerprint=digits, base_fingerprint_float16=halved, base_quantized=scheme_of(model))
+    return {key: mark for key, mark in marks.items() if mark and (mark != digits or key == "base_fingerprint")}
+
+
+def check_base(model: nn.Module, folder: Path, marks: dict[str, str], base: str | None) -> None:
+    """Raise AdapterError unless `model` has the weights of the base that the adapter in `folder` names, in whatever
+    precision; one that names no fingerprint, as PEFT's, fits any."""
+    right, digits = marks.get("base_fingerprint"), fingerprint(model)
+    if right is None or digits in (right, marks.get("base_fingerprint_float16")):
         return
-    if quantized != (mine := scheme_of(model)):
-        theirs, this = (f"quantised to {scheme[:40]}" if scheme else "not quantised" for scheme in (quantized, mine))
+    if (scheme := marks.get("base_quantized")) != scheme_of(model):
+        there, this = (f"quantised to {s[:40]}" if s else "not quantised" for s in (scheme, scheme_of(model)))
         raise AdapterError(
-            f"{folder} was trained on another base: that one was {theirs}, this model is {this}: load its own base and "
+            f"{folder} was trained on another base: that one was {there}, this model is {this}: load its own base and "
             "quantise it as that one was"
         )
-    if named == fingerprint(model, torch.float16):
+    if right == fingerprint(model, torch.float16):
         return
+    name = f" {shown(base)}" if base else ""
     raise AdapterError(
-        f"{folder} was trained on another base (fingerprint {named[:16]!r}, this model has {own}): load the base that it "
-        "was trained on (a merged or fully fine-tuned model is another base), in the same precision"
+        f"{folder} was trained on another base{name} (fingerprint {right[:16]!r}, this model has {digits}): load the base "
+        "that it was trained on (a merged or fully fine-tuned model is another base), in the same precision"
     )

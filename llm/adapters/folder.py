@@ -6,237 +6,243 @@ Writes the two as one, and reads with everything checked; never unpickles. Knows
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+import re
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 
 from llm import files
-from llm.adapters.foreign import AGAIN, CONFIG, TENSORS, abridged, factor, is_pointer, lengths, stranger, what_is_there
-from llm.adapters.peft_config import Targets, digest, read_settings, write_settings
+from llm.adapters.foreign import AGAIN, CONFIG, CONVERT, GATHER, MERGE, TENSORS, module_and_part, shown, what_is_there
+from llm.adapters.peft_config import digest, read_alphas, read_settings, write_settings
 from llm.errors import AdapterError
 from llm.lora import SCALING
 
 STAGED = CONFIG + ".new"  # a save's config, until its tensors are in place
-DTYPES = ("F64", "F32", "F16", "BF16")
 KEY = "base_model.model.{}.lora_{}.weight"
-LENGTHS_KEY = "base_model.model.{}.lora_magnitude_vector"
+PARTS = {  # of a method's layer, and their keys
+    "lora": {"lora_A": KEY.format("{}", "A"), "lora_B": KEY.format("{}", "B")},
+    "ia3": {"ia3_l": "base_model.model.{}.ia3_l"},
+}
+PARTS["lora-fa"] = PARTS["lora"]  # PEFT has no word for its frozen A: the tensors' metadata has
+PARTS["dora"] = PARTS["lora"] | {"lora_magnitude_vector": "base_model.model.{}.lora_magnitude_vector"}
+DTYPES = ("F64", "F32", "F16", "BF16")
+LARGEST = 2**23, 2**25  # bytes of a config, and of a header of tensors: 50,000 layers take a third
+MOST = 10**5, 2**28  # tensors of an adapter, and numbers in one: a rank of 1,024 over 200,000 words has fewer
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """What a folder says: factors by module path, A (r, in) and B (out, r) as PEFT has them, and how to scale them."""
+class AdapterInfo:
+    """What an adapter folder holds. alpha is PEFT's: scale = alpha/r, or alpha/sqrt(r) as `scaling` says."""
 
-    layers: dict[str, tuple[int, float]]  # r and alpha, by module path
-    scaling: str  # "alpha/r" or "alpha/sqrt(r)"
-    targets: Targets
-    factors: dict[str, tuple[torch.Tensor, torch.Tensor]]
-    dropout: float
-    fingerprint: str | None  # of the base; PEFT writes none
-    halved: str | None = None  # of the base in float16, in which a base that was shipped finer has another fingerprint
-    quantized: str | None = None  # how the base was, in a word of `quantize.py`; PEFT says nothing of it
-    lengths: dict[str, torch.Tensor] = field(
-        default_factory=dict
-    )  # DoRA's (out,), by module path: of all layers or none
+    r: int  # this, alpha and scale are what most layers have
+    alpha: float
+    scaling: str
+    scale: float
+    layers: dict[str, tuple[int, float, float]]  # r, alpha and scale, by module path
+    dropout: float  # while training; PEFT has one for all layers
+    parameters: int
+    bytes: int  # on disk, both files
+    fingerprint: str | None  # of the base it was trained on; an adapter made by PEFT names none
+    base: str | None = None  # the name that the config gives it
+    quantized: str | None = None  # how that base was quantised: "nf4", "nf4-double"
+    method: str = "lora"  # or "lora-fa", "dora", or "ia3", which has neither rank nor scale: they are 0
 
-    def scale(self, path: str) -> float:
-        r, alpha = self.layers[path]
-        return SCALING[self.scaling](alpha, r)
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The paths of the layers that it adapts."""
+        return tuple(self.layers)
+
+    def __str__(self):
+        kinds = Counter(re.sub(r"\b\d+\b", "*", path) for path in self.layers)
+        base = self.fingerprint or "not named"
+        if self.base:
+            path = PureWindowsPath(self.base)  # reads both kinds of paths; another's machine is no part of a name
+            name = shown(path.name if path.root or path.drive else self.base)
+            base = name + f" ({self.fingerprint})" * bool(self.fingerprint)
+        return "\n".join(
+            (
+                "IA3" if self.method == "ia3" else self._scaled(),
+                f"{len(self.layers)} layers: " + shown(", ".join(f"{n} x {kind}" for kind, n in kinds.items()), 4000),
+                f"{self.parameters:,} parameters in {self.bytes:,} bytes",
+                f"base {base}" + f", quantised to {self.quantized}" * bool(self.quantized),
+            )
+        )
+
+    def _scaled(self):
+        r, alpha, scale = (
+            f"{min(numbers):g}" + f" to {max(numbers):g}" * (min(numbers) < max(numbers))
+            for numbers in zip(*self.layers.values())
+        )
+        line = "DoRA, " * (self.method == "dora") + f"rank {r}, alpha {alpha}, scale {self.scaling} = {scale}"
+        return line + f", dropout {self.dropout:g}" * (self.dropout > 0)
 
 
-# writing: two files, one moment from which the new adapter holds
+def write_adapter(folder: Path, method, factors, marks, base, layers, scaling, dropout) -> None:
+    """Write the two files, and into the second the base's marks; a kill or a full disk leaves a folder that reads as the
+    old adapter or as the new one.
 
-
-def write_adapter(adapter: Adapter, folder: Path) -> None:
-    """Write `adapter` as `write_folder` does."""
-    config = write_settings(adapter.layers, adapter.scaling, adapter.dropout, bool(adapter.lengths))
-    tensors = {KEY.format(path, name): t for path, pair in adapter.factors.items() for name, t in zip("AB", pair)}
-    tensors |= {LENGTHS_KEY.format(path): t for path, t in adapter.lengths.items()}
-    write_folder(config, tensors, (adapter.fingerprint, adapter.halved, adapter.quantized), folder)
-
-
-def write_folder(config: dict, tensors: dict[str, torch.Tensor], marks: tuple, folder: Path) -> None:
-    """Write the two files, and into the second the base's `marks`, as `fingerprints.marks_of` has them; a kill or a full
-    disk leaves a folder that reads as the old adapter or as the new one.
-
-    Other files in the folder stay. Raises AdapterError when the disk refuses.
+    method, base, scaling and dropout are those of an AdapterInfo, layers r and alpha by path, and factors as `read_adapter`
+    returns them. Other files in the folder stay. Raises WriteError when the disk refuses,
+    and AdapterError when only the last of it is missing, which PEFT needs.
     """
-    own, halved, quantized = marks
-    metadata = {"format": "pt", "base_fingerprint": own, "config": digest(config)}
-    if halved != own:
-        metadata["base_fingerprint_float16"] = halved
-    if quantized:
-        metadata["base_quantized"] = quantized
-    text, data, existed = json.dumps(config, indent=2) + "\n", save(tensors, metadata), folder.exists()
-    try:
-        if _pending(folder):  # finish what a kill cut short before its staged file is overwritten
-            os.replace(folder / STAGED, folder / CONFIG)
+    inward = [path for path, parts in factors.items() if len(parts) == 1 and parts[0].size(0) == 1]
+    config = write_settings(method, layers, scaling, dropout, inward, base)
+    tensors = {key.format(path): t for path, parts in factors.items() for key, t in zip(PARTS[method].values(), parts)}
+    metadata = {"format": "pt", "config": digest(config)} | marks | ({"method": method} if method == "lora-fa" else {})
+    text, data = json.dumps(config, indent=2) + "\n", save(tensors, metadata)
+
+    def write(path):
+        path.write_bytes(data)  # first, as a full disk has no room for this one
         files.replace(folder / STAGED, lambda path: path.write_text(text, encoding="utf-8"))
-        # Up to this rename the folder holds the old adapter, from it on the new one: the reader takes the config that
-        # the tensors name, the staged one if need be. The last rename is for PEFT, which knows one name only.
-        files.replace(folder / TENSORS, lambda path: path.write_bytes(data))
-        os.replace(folder / STAGED, folder / CONFIG)
-    except BaseException as error:
-        saved = False
-        with suppress(OSError):
-            saved = (folder / TENSORS).read_bytes() == data
-        if not saved:
-            with suppress(OSError):
-                (folder / STAGED).unlink(missing_ok=True)
-                if not existed:
-                    folder.rmdir()
-        if not isinstance(error, OSError):
-            raise
-        why = error.strerror or error
-        if saved:
-            raise AdapterError(
-                f"the adapter is saved to {folder} and loads here, but {CONFIG} could not be replaced ({why}): "
-                "save it again before you open it in PEFT"
-            ) from None
-        raise AdapterError(
-            f"the adapter was not saved to {folder} ({why}), and what was there is as it was: "
-            "free some space or choose another folder"
-        ) from None
+
+    if _is_pending(folder):  # a kill came after the tensors: the staged config must not be overwritten
+        _put_in_place(folder)
+    # Up to this rename the folder holds the old adapter, from it on the new one: the reader takes the config that the
+    # tensors name, the staged one if need be. What follows is for PEFT, which knows one name only.
+    files.replace(folder / TENSORS, write)
+    _put_in_place(folder)
 
 
-def _pending(folder):
+def _is_pending(folder):
     """Whether the staged config is the one of these tensors: a save was cut short when they were in place."""
     with suppress(OSError, SafetensorError, AdapterError):
-        config = _json(folder / STAGED)
-        with safe_open(folder / TENSORS, "pt") as f:
-            return digest(config) == (f.metadata() or {}).get("config")
+        return digest(_read_json(folder / STAGED)) == _read_header(folder / TENSORS)[0].get("config")
     return False
 
 
-# reading
-
-
-def peft_type(folder: Path) -> str | None:
-    """What the folder's config calls its method, with nothing else checked. Raises AdapterError when it cannot be read."""
-    found = _config(folder)[0].get("peft_type")
-    return found if isinstance(found, str) else None
-
-
-def read_adapter(folder: Path) -> Adapter:
-    """The LoRA or DoRA adapter in `folder`, checked as far as that goes without a model. Raises AdapterError."""
-    with opened(folder, read_settings) as (settings, f, marks):
-        path = folder / TENSORS
-        found = {key: layer for key in f.keys() if settings.dora and (layer := lengths(key))}
-        keys = _keys(f.keys() - found.keys(), path)
-        layers = settings.of(sorted(keys))
-        factors = {layer: _pair(f, keys[layer], r, path) for layer, (r, _) in layers.items()}
-        dora = _lengths(f, found, factors, path) if settings.dora else {}
-    return Adapter(layers, settings.scaling, settings.targets, factors, settings.dropout, *marks, dora)
-
-
-@contextmanager
-def opened(folder: Path, settings: Callable[[dict, Path], Any]) -> Iterator[tuple]:
-    """The config of a folder as `settings` reads it, its tensors, and the base's marks. Raises AdapterError."""
-    config, path = _config(folder)
-    said = settings(config, path)
+def _put_in_place(folder):
     try:
-        with safe_open(folder / TENSORS, "pt") as f:  # the library checks the header, all sizes and offsets
-            metadata, own = f.metadata() or {}, digest(config)
-            if metadata.get("config", own) != own:
-                raise AdapterError(
-                    f"{path} is not what {TENSORS} was saved with (it was edited, or is another adapter's): undo the edit, "
-                    "or save the adapter again"
-                )
-            marks = [metadata.get(f"base_{mark}") for mark in ("fingerprint", "fingerprint_float16", "quantized")]
-            yield said, f, marks
-    except (SafetensorError, OSError) as error:
-        path = folder / TENSORS
-        if is_pointer(path):
-            raise AdapterError(f"{path} is a note that Git LFS left in its place: `git lfs pull` brings it") from None
-        raise AdapterError(f"{path} is damaged ({error}): {AGAIN}") from None
+        os.replace(folder / STAGED, folder / CONFIG)
+    except OSError as error:
+        raise AdapterError(
+            f"the adapter is saved to {folder} and loads here, but {CONFIG} could not be replaced ({error.strerror}): save "
+            "it again before you open it in PEFT"
+        ) from None
 
 
-def _config(folder):
-    """The config that goes with the tensors, and its path."""
-    if not (folder / TENSORS).is_file():
-        raise AdapterError(f"{folder} {what_is_there(folder)}")
-    path = folder / (STAGED if _pending(folder) else CONFIG)
-    return _json(path), path
+def read_adapter(
+    folder: Path,
+) -> tuple[AdapterInfo, dict[str, tuple[torch.Tensor, ...]], tuple[list[str], list[str]] | None, dict[str, str]]:
+    """The adapter in `folder`, checked as far as that goes without a model. Raises AdapterError.
 
-
-def _json(path):
+    Returns what it holds; its factors by module path: LoRA's A (r, in) and B (out, r), with them DoRA's lengths (out,), or
+    IA3's (out, 1) or (1, in); the config's targets as `read_settings` has them; its base's marks.
+    """
+    path, config_path = folder / TENSORS, folder / CONFIG
     try:
+        if not path.is_file():
+            raise AdapterError(f"{folder} {what_is_there(folder)}")
+        config_path = folder / STAGED if _is_pending(folder) else config_path
+        config = _read_json(config_path)
+        settings = read_settings(config, config_path)
+        metadata, tensors = _read_header(path)
+        if metadata.get("config", digest(config)) != digest(config):
+            raise AdapterError(
+                f"{config_path} is not what {TENSORS} was saved with (it was edited, or is another adapter's): undo the "
+                "edit, or save the adapter again"
+            )
+        keys = _keys_of_layers(tensors, settings["method"], config, path)
+        values = load_file(path)
+    except SafetensorError as error:
+        raise AdapterError(f"{path} is damaged ({shown(error)}): {AGAIN}") from None
+    except OSError as error:
+        raise AdapterError(f"{shown(folder)} cannot be read ({error.strerror or error}): {AGAIN}") from None
+    for key, tensor in values.items():
+        if not finite(tensor):
+            raise AdapterError(f"{path}: {shown(key)!r} holds NaN or infinity: train again at a lower rate, or {AGAIN}")
+    factors = {layer: tuple(values[key] for key in keys[layer]) for layer in sorted(keys)}
+    layers = dict.fromkeys(factors, (0, 0.0, 0.0))
+    if scaling := settings["scaling"]:
+        ranks = {layer: A.size(0) for layer, (A, *_) in factors.items()}
+        alphas = read_alphas(config, factors)
+        layers = {layer: (r, alphas[layer], SCALING[scaling](alphas[layer], r)) for layer, r in ranks.items()}
+        if any(abs(scale) > torch.finfo(torch.float32).max for *_, scale in layers.values()):
+            raise AdapterError(f"{config_path} has an alpha that is too large for float32: {AGAIN}")
+    if metadata.get("method") == "lora-fa" and settings["method"] == "lora":
+        settings["method"] = "lora-fa"
+    marks, targets = {key: shown(value) for key, value in metadata.items()}, settings.pop("targets")
+    [((r, alpha, scale), _)] = Counter(layers.values()).most_common(1)
+    info = AdapterInfo(
+        r=r,
+        alpha=alpha,
+        scale=scale,
+        layers=layers,
+        parameters=sum(t.numel() for t in values.values()),
+        bytes=path.stat().st_size + config_path.stat().st_size,
+        fingerprint=marks.get("base_fingerprint"),
+        quantized=marks.get("base_quantized"),
+        **settings,
+    )
+    return info, factors, targets, marks
+
+
+def _read_json(path):
+    if not path.is_file():  # neither is what never ends, as a pipe
+        raise AdapterError(f"{path.parent} has no {path.name}: {AGAIN}")
+    try:
+        if path.stat().st_size > LARGEST[0]:
+            raise ValueError("it is larger than that of any adapter")
         config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AdapterError(f"{path.parent} has no {path.name}: {AGAIN}") from None
+        if not isinstance(config, dict):
+            raise ValueError("it is no object")
     except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{path} cannot be read as JSON ({error}): {AGAIN}") from None
-    if not isinstance(config, dict):
-        raise AdapterError(f"{path} is JSON but not an object: {AGAIN}")
     return config
 
 
-def _keys(found, path):
-    """{module path: {"A": key, "B": key}} of a file's keys, and nothing else there."""
-    keys, names = {}, set()
-    if said := stranger(found):
-        raise AdapterError(f"{path} holds {said}")
-    for key in sorted(found):
-        layer, which, name = factor(key)
-        names.add(name)
-        if which in keys.setdefault(layer, {}):
-            why = f"has the factors of several adapters ({abridged(sorted(map(str, names)))})"
-            why = why if len(names) > 1 else f"has two factors {which} for {layer[:120]!r}"
-            raise AdapterError(f"{path} {why}: save one alone")
-        keys[layer][which] = key
-    for layer, pair in keys.items():
-        for which in sorted({"A", "B"} - pair.keys()):
-            raise AdapterError(f"{path} lacks lora_{which} of {layer[:120]!r}: {AGAIN}")
-    if not keys:
-        raise AdapterError(f"{path} holds no tensors: {AGAIN}")
-    return keys
+def _read_header(path):
+    """The metadata of a file of tensors, and {key: {"dtype": ..., "shape": ...}}; the library checks sizes and offsets.
+
+    Before safetensors 0.7 its own `get_slice` takes as long as there are tensors.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start == b"version ":
+            raise SafetensorError("Git LFS left a note in its place: `git lfs pull` brings it")
+        if (size := int.from_bytes(start, "little")) > LARGEST[1]:
+            raise SafetensorError("its header is longer than that of any adapter")
+        safe_open(path, "pt")
+        header = json.loads(file.read(size))
+    return header.pop("__metadata__", None) or {}, header
 
 
-def _pair(f, keys, r, path):
-    """A and B of a layer of rank r; dtypes and shapes are checked before values are read."""
-    for name, axis in (("A", 0), ("B", 1)):
-        shape = f.get_slice(keys[name]).get_shape()
-        if len(shape) != 2 or shape[axis] != r:
-            raise AdapterError(f"{path}: {keys[name][:120]!r} has shape {shape}, but {CONFIG} says r={r}: {AGAIN}")
-    return tuple(read_tensor(f, keys[name], path) for name in "AB")
-
-
-def _lengths(f, found, factors, path):
-    """DoRA's lengths by module path, one for each output of each layer that has factors."""
-    keys = {layer: key for key, layer in found.items()}
-    for layer in sorted(factors.keys() - keys.keys()):
-        raise AdapterError(
-            f"{path} lacks lora_magnitude_vector of {layer[:120]!r}, and {CONFIG} says use_dora: {AGAIN}"
-        )
-    for layer in sorted(keys.keys() - factors.keys()):
-        raise AdapterError(f"{path} has DoRA's lengths for {layer[:120]!r}, but no factors: {AGAIN}")
-    for layer, (_, B) in factors.items():
-        if (shape := f.get_slice(keys[layer]).get_shape()) != [B.size(0)]:
+def _keys_of_layers(tensors, method, config, path):
+    """{module path: its parts' keys in the order of PARTS}, once names, dtypes and shapes are right; no value is read."""
+    if not 0 < len(tensors) <= MOST[0]:
+        raise AdapterError(f"{path} holds {len(tensors):,} tensors, and an adapter 1 to {MOST[0]:,}: {AGAIN}")
+    keys = {}
+    for key, tensor in tensors.items():
+        layer, part = module_and_part(key) or (None, None)
+        known, usual = keys.setdefault(layer, {}), tensor["dtype"] in DTYPES and math.prod(tensor["shape"]) <= MOST[1]
+        if part not in PARTS[method] or part in known or not usual:
+            kind = shown(f"{tensor['dtype']}, {tensor['shape']}", 60)
             raise AdapterError(
-                f"{path}: {keys[layer][:120]!r} has shape {shape}, and the layer {B.size(0)} outputs: {AGAIN}"
+                f"{path} holds {shown(key)!r} ({kind}), which is no factor of one {method} adapter: {MERGE}; {CONVERT}"
             )
-    return {layer: read_tensor(f, key, path) for layer, key in keys.items()}
-
-
-def read_tensor(f, key: str, path: Path) -> torch.Tensor:
-    """One tensor of an open file; its dtype is checked before its values are read. Raises AdapterError."""
-    dtype = f.get_slice(key).get_dtype()
-    if dtype not in DTYPES:
-        raise AdapterError(f"{path}: {key[:120]!r} holds {dtype}, no floating point of 16 bits or more: {AGAIN}")
-    tensor = f.get_tensor(key)
-    if not finite(tensor):
-        raise AdapterError(f"{path}: {key[:120]!r} holds NaN or infinity: train again at a lower rate, or {AGAIN}")
-    return tensor
+        known[part] = key
+    ranks, pattern = [config.get("r")], config.get("rank_pattern") or {}
+    ranks += pattern.values() if isinstance(pattern, dict) else []
+    for layer, known in keys.items():
+        keys[layer] = [known.get(part) for part in PARTS[method]]
+        shapes = [tensors[key]["shape"] if key else [] for key in keys[layer]]
+        right = all(shape and math.prod(shape) for shape in shapes)
+        if right and method != "ia3":  # A (r, in) and B (out, r)
+            (rank, *_), (*_, of_B) = shapes[:2]
+            right = len(shapes[0]) == len(shapes[1]) == 2 and rank == of_B and (rank in ranks or ranks == [None])
+        if not right:
+            raise AdapterError(
+                f"{path} holds {', '.join(PARTS[method])} of shapes {shown(shapes)} for {shown(layer)!r} ([] is missing), and "
+                f"{CONFIG} says r={shown(ranks[0], 60)}: {GATHER}"
+            )
+    return keys
 
 
 def finite(tensor: torch.Tensor) -> bool:
     """Whether all values are finite: the smallest and the largest are, and NaN would be both. Ten times as fast."""
-    if not tensor.numel():
-        return True
     low, high = tensor.aminmax()
     return math.isfinite(low) and math.isfinite(high)

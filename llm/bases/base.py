@@ -19,6 +19,7 @@ class Base:
     tokenizer: Tokenizer
     context: int
     loss: Loss
+    origin: str | None = None  # its name on the Hugging Face hub, or its folder's own name
 
     def generate(
         self,
@@ -30,33 +31,44 @@ class Base:
     ) -> str:
         """The text that the model writes after `prompt`, up to the end token; temperature 0 takes the likeliest.
 
-        An empty prompt starts from the beginning token, or else the end token. A prompt longer than the context is read
-        from its end, behind the beginning token.
+        An empty prompt starts from the beginning token, or else the end token. Text that does not fit the context is
+        read from its end, behind the beginning token. Raises SettingError as `generation.check_sampling` does.
         """
-        begin = [*self.tokenizer.begin]
-        ids = self.tokenizer.encode(prompt)
-        room = self.context - len(begin)
-        if transformers_models.is_transformers(self.model):  # the window does not slide while what is new fits behind
-            room -= max_new_tokens
-        ids = begin + ids[-max(1, room) :] or [self.tokenizer.end]
+        prompt_ids = self.tokenizer.encode(prompt)
+        ids = [*self.tokenizer.begin, *prompt_ids] or [self.tokenizer.end]
         start = torch.tensor([ids], device=next(self.model.parameters()).device)
         options = dict(temperature=temperature, top_k=top_k, seed=seed, stop=self.tokenizer.end)
         out = generate(self.model, start, max_new_tokens, self.tokenizer, **options)
-        new = out[0, len(ids) :].tolist()
-        return self.tokenizer.decode(new[: new.index(self.tokenizer.end)] if self.tokenizer.end in new else new)
+        return new_text(self.tokenizer, prompt_ids, out[0, len(ids) :].tolist())
+
+
+def new_text(tokenizer: Tokenizer, ids: list[int], new: list[int]) -> str:
+    """The text of the tokens `new`, up to the end token, as it stands behind that of `ids`.
+
+    Many tokenizers leave out the blank before the first word that they decode.
+    """
+    new = new[: new.index(tokenizer.end)] if tokenizer.end in new else new
+    before, whole = tokenizer.decode(ids), tokenizer.decode(ids + new)
+    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(new)
 
 
 def generate(
     model: nn.Module, idx: torch.Tensor, max_new_tokens: int, tokenizer: Tokenizer | None = None, **options
 ) -> torch.Tensor:
-    """`idx` (B, T) continued by any base's model; the options are those of `GPT.generate`.
+    """`idx` (B, T) continued by any base's model; the options are those of `generation.generate`.
 
-    tokenizer: ids that it does not have are never drawn, though the model may have rows for them.
+    tokenizer: ids that it does not have are never drawn, though the model may have rows for them; a row that begins with
+    its beginning token keeps that when the window slides.
     """
-    theirs = transformers_models.is_transformers(model)
     if tokenizer is not None:
-        rows = model.get_input_embeddings().weight.size(0) if theirs else model.config.vocab_size
-        options["never"] = tokenizer.unknown(rows)
-    if theirs:
+        rows = vocabulary_rows(model)
+        options |= dict(never=[i for i in tokenizer.unknown(rows) if i < rows], keep=len(tokenizer.begin))
+    if transformers_models.is_transformers(model):
         return transformers_models.generate(model, idx, max_new_tokens, **options)
     return model.generate(idx, max_new_tokens, **options)
+
+
+def vocabulary_rows(model: nn.Module) -> int:
+    """How many ids a base's model has an embedding for."""
+    theirs = transformers_models.is_transformers(model)
+    return model.get_input_embeddings().weight.size(0) if theirs else model.config.vocab_size

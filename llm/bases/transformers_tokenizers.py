@@ -2,34 +2,30 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
-from llm.bases.theirs import line, quiet, theirs, too_old
+from llm.bases.transformers_models import quiet, theirs
+from llm.checkpoint_folder import CONFIG
 from llm.errors import BaseError, TextError
-from llm.gpt2_weights import CONFIG
 from llm.tokenizer import Tokenizer, in_pieces
 
 # each holds a vocabulary; beside them lie settings, which alone are no tokenizer
-VOCABULARIES = (
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "spm.model",
-    "tiktoken.model",
-    "tekken.json",
-)
-SETTINGS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "tekken.json")
+MISTRAL = "fix_mistral_regex"  # transformers warns of tokenizers that need this argument
 
 
 @dataclass(frozen=True)
 class TransformersTokenizer(Tokenizer):
-    """A `Tokenizer` that remembers the one of transformers behind it, to save it with its model."""
+    """A `Tokenizer` that remembers the one of transformers behind it, to save it with its model.
+
+    needs: the rows that a model must have for every token of a text, its beginning and its end among them.
+    """
 
     source: object = None
+    needs: int = 0
 
     def save(self, folder: Path) -> None:
         """Write it into `folder`, from which `read_tokenizer` has it back."""
@@ -37,83 +33,59 @@ class TransformersTokenizer(Tokenizer):
             self.source.save_pretrained(folder)
 
 
-def files(folder: Path) -> list[Path]:
-    """The files of the tokenizer in `folder`; none where no vocabulary is among them."""
-    if not any((folder / name).is_file() for name in VOCABULARIES):
-        return []
-    return [folder / name for name in VOCABULARIES + SETTINGS if (folder / name).is_file()]
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a tokenizer's vocabulary lies in `folder`."""
+    return any(any(folder.glob(pattern)) for pattern in VOCABULARIES)
 
 
-def read_tokenizer(folder: Path, name: str | None = None) -> TransformersTokenizer:
+def read_tokenizer(folder: Path) -> TransformersTokenizer:
     """The tokenizer in `folder`. Raises BaseError when there is none, or none that says how a text ends."""
-    if not (found := files(folder)):
-        raise BaseError(
-            f"{folder} has no tokenizer.json, nor another vocabulary: copy the tokenizer's files into it too"
-        )
-    with quiet():
+    if not has_vocabulary(folder):
+        raise BaseError(f"{folder} has no tokenizer.json, nor another vocabulary: copy its tokenizer's files into it")
+    cure = "copy all of its files again, or save it with AutoTokenizer.from_pretrained(...).save_pretrained(...) where it works"
+    with quiet() as warnings, theirs(f"transformers cannot read the tokenizer in {folder}", cure):
         from transformers import AutoTokenizer
 
-        try:
-            source = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # a dozen kinds, some of many lines
-            again = (
-                "copy all of its files again, or save it where it works with "
-                "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-            )
-            raise BaseError(
-                f"transformers cannot read the tokenizer in {folder} ({line(error)}): {too_old() or again}"
-            ) from None
+        options = dict(local_files_only=True, trust_remote_code=False)
+        source = AutoTokenizer.from_pretrained(folder, **options)
+        if any(MISTRAL in warning for warning in warnings):
+            with suppress(Exception):  # transformers 5.1 asks for this argument and fails on it: then its warning stays
+                source = AutoTokenizer.from_pretrained(folder, **options, fix_mistral_regex=True)
+                warnings[:] = [warning for warning in warnings if MISTRAL not in warning]
     if source.eos_token_id is None:
-        _end_from_config(source, folder)
+        with suppress(Exception):  # a config that gives no number, or that of no token
+            end = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["eos_token_id"]
+            source.eos_token = source.convert_ids_to_tokens(end[0] if isinstance(end, list) else end)
+    if source.eos_token_id is None:
+        raise BaseError(f"the tokenizer in {folder} names no eos_token, which ends a text: set one and save it")
     known = set(source.get_vocab().values())
     size = max(known, default=-1) + 1
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in found)).hexdigest()
-    broken = dict(cure="give a text of other characters, or another base", kind=TextError)
+    # special tokens in a text are text, but some stand for what a vocabulary lacks
+    special = {i for i, token in source.added_tokens_decoder.items() if token.special} - {source.unk_token_id}
+    # of what decides on a text's tokens: a chat template, for one, does not
+    tables = source.backend_tokenizer.to_str() if source.is_fast else repr(sorted(source.get_vocab().items()))
+    digest = hashlib.sha256(f"{tables}{source.eos_token_id}".encode()).hexdigest()
 
+    @quiet()
+    @theirs(f"the tokenizer in {folder} cannot encode this text", "give another text, or another base", TextError)
     def encode(text):
-        with quiet(), theirs(f"the tokenizer in {folder} cannot encode this text", **broken):
-            return source.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return source.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
 
     def decode(ids):
-        with theirs(f"the tokenizer in {folder} cannot decode what the model wrote", **broken):
-            return source.decode(list(map(int, ids)), clean_up_tokenization_spaces=False)
+        return source.decode(list(map(int, ids)), clean_up_tokenization_spaces=False)
 
+    with quiet():  # texts that a base was trained on began with what transformers puts before this one
+        begin = tuple(takewhile(set(source.all_special_ids).__contains__, source.encode("a", verbose=False)))
     return TransformersTokenizer(
-        name or f"tokenizer-{digest[:12]}",
+        f"tokenizer-{digest[:12]}",
         lambda text: in_pieces(encode, text),
         decode,
         source.eos_token_id,
         size,
-        begin=_begin(source, encode),
+        begin=begin,
         holes=frozenset(range(size)) - known,
+        special=tuple(t.content for t in source.added_tokens_decoder.values() if t.special and len(t.content) > 1),
+        digest=digest,
         source=source,
+        needs=max(known - special | {source.eos_token_id, *begin}) + 1,
     )
-
-
-def check_fit(tokenizer: Tokenizer, rows: int, folder: Path) -> None:
-    """Raises BaseError when a model of so many rows has none for some of the tokens."""
-    if tokenizer.size > rows:
-        raise BaseError(f"{folder}: its tokenizer has {tokenizer.size} tokens, its model {rows}: copy both again")
-
-
-def _end_from_config(source, folder):
-    """The end token as the model's own config numbers it, where the tokenizer's files do not name one."""
-    try:
-        end = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("eos_token_id")
-        end = end[0] if isinstance(end, list) else end
-        source.eos_token = source.convert_ids_to_tokens(end)
-    except Exception:  # no number, or none of its tokens
-        pass
-    if source.eos_token_id is None:
-        raise BaseError(
-            f"the tokenizer in {folder} names no eos_token, the token that ends a text: set one and save it"
-        )
-
-
-def _begin(source, encode):
-    """The tokens that transformers puts before a text: texts that a base was trained on began with them."""
-    plain = encode("a")
-    with quiet():
-        whole = source.encode("a", verbose=False)
-    at = next((i for i in range(len(whole)) if plain and whole[i : i + len(plain)] == plain), 0)
-    return tuple(whole[:at])

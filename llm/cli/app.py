@@ -1,11 +1,15 @@
 """The command line itself: one Typer app, and the options that several commands share."""
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer import Option
 
 from llm.cli.console import Commands
+from llm.errors import CourseError, SettingError
+from llm.paths import user_path
 
 app = typer.Typer(
     cls=Commands,
@@ -17,11 +21,28 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Base = Annotated[str, Option(metavar="NAME", help="course, smollm2, gpt2, or a folder")]
+
+def path(text: str | Path) -> Path:
+    """The path that a person typed. An empty one would be the current folder, and safetensors reads UTF-8 names alone."""
+    name = os.fsencode(text)
+    if not name or name.decode(errors="ignore").encode() != name:
+        raise CourseError(f"{str(text)!r} cannot be a path here: give another one")
+    return user_path(text)
+
+
+Base = Annotated[str, Option(metavar="NAME", help="course, smollm2, gpt2 or a folder: ./x")]
+OwnBase = Annotated[str | None, Option(metavar="NAME", help="the adapter's own, else course")]
 Device = Annotated[str, Option(metavar="NAME", help="auto, cpu, cuda or mps")]
 Dtype = Annotated[str, Option(metavar="NAME", help="float32 or bfloat16")]
 AsJson = Annotated[bool, Option("--json", help="print JSON for a program")]
 
 
-def number(text: str, kind=int, metavar: str = "N"):
-    return Annotated[kind, Option(metavar=metavar, help=text)]
+def number(text: str, kind=int, metavar: str = "N", low: float = 1, high: float = 2**31 - 1):
+    """An option that takes a number from `low` to `high`. Raises SettingError for any other, NaN among them."""
+
+    def within(option: typer.CallbackParam, value: kind):
+        if value is not None and not low <= value <= high:
+            raise SettingError(f"{option.opts[0]} {value} makes no sense: give a number from {low} to {high}")
+        return value
+
+    return Annotated[kind, Option(metavar=metavar, help=text, callback=within)]

@@ -1,6 +1,5 @@
 """What the course needs, what of it is here, and how to get the rest. Imports nothing that might be missing."""
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -8,14 +7,18 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from importlib import metadata
 
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 
+from llm.course import contents
 from llm.paths import CHECKPOINT, PROJECT, ROOT, SOURCES
 
-COURSE, REAL, LAB = "every notebook", "notebook 07", "JupyterLab"  # what a thing is needed for
+COURSE, REAL, LAB = (
+    "every notebook",
+    f"notebook {contents.number('real_model')}",
+    "JupyterLab",
+)  # what a thing is needed for
 
 
 @dataclass(frozen=True)
@@ -25,29 +28,22 @@ class Check:
     name: str
     found: str | None
     needed: str
-    how: str = ""
-
-    @property
-    def ok(self) -> bool:
-        return not self.how
+    how: str = ""  # empty where all is well
 
 
 def checks() -> Iterator[Check]:
     """Everything that the course needs, each looked at as the course itself would."""
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    wanted, own = SpecifierSet(project["requires-python"]), platform.python_version()
-    yield Check("python", own, COURSE, "" if wanted.contains(own) else f"install a Python {wanted}")
+    extras, python = project["optional-dependencies"], f"python{project['requires-python']}"
+    lab = [line for line in extras["lab"] if line.startswith("jupyterlab")]
+    yield _package(python, COURSE, "install it", platform.python_version())
     yield from (_package(line, COURSE, "pip install -e .") for line in project["dependencies"])
-    yield from (
-        _package(line, LAB, 'pip install -e ".[lab]"') for line in extras["lab"] if line.startswith("jupyterlab")
-    )
+    yield from (_package(line, LAB, 'pip install -e ".[lab]"') for line in lab)
     yield from (_package(line, REAL, 'make real, or pip install -e ".[real]"') for line in extras["real"])
     yield _look("tokenizer", COURSE, _tokenizer)
     yield _look("base model", COURSE, _base)
-    declared = tomllib.loads(SOURCES.read_text(encoding="utf-8"))
-    for name in [name for name in declared if name != "models"]:
-        yield _look(f"corpus {name}", COURSE, partial(_corpus, name, declared[name]["file"]))
+    sources = tomllib.loads(SOURCES.read_text(encoding="utf-8"))
+    yield from (_look(f"corpus {name}", COURSE, _corpus, name) for name in sources if name != "models")
     yield _look("model smollm2", REAL, _smollm2)
 
 
@@ -55,54 +51,47 @@ def machine() -> dict[str, str]:
     """Device, cores, memory, and room on the disk that the course lies on."""
     gb = 1024**3
     try:
-        memory = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / gb:.1f} GB"
-    except (AttributeError, ValueError, OSError):  # not every system tells
-        memory = "unknown"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "device": _device(),
-        "cores": str(cores),
-        "memory": memory,
-        "disk": f"{shutil.disk_usage(ROOT).free / gb:.1f} GB free",
-        "system": f"{platform.system()} {platform.machine()}",
-        "interpreter": sys.executable,
-    }
-
-
-def _device():
-    try:
         import torch
+
+        gpu = torch.cuda.is_available() and torch.cuda.get_device_properties(0)
+        device = f"cuda: {gpu.name}, {gpu.total_memory / gb:.1f} GB" if gpu else "cpu"
     except Exception:  # also a torch that is there but broken
-        return "unknown: torch does not load"
-    if torch.cuda.is_available():
-        return f"cuda: {torch.cuda.get_device_name(0)}, {torch.cuda.get_device_properties(0).total_memory / 1024**3:.1f} GB"
-    return "cpu"
+        device = "unknown: torch does not load"
+    known = "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {})  # not on Windows
+    size = known and os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = f"{size / gb:.1f} GB" if size else "unknown"
+    cores = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    disk = f"{shutil.disk_usage(ROOT).free / gb:.1f} GB free"
+    system = f"{platform.system()} {platform.machine()}"
+    return dict(device=device, cores=cores, memory=memory, disk=disk, system=system, interpreter=sys.executable)
 
 
-def _package(line, needed, how):
+def _package(line: str, needed: str, how: str, version: str | None = None) -> Check:
+    """Whether a requirement is met, by the installed version where none is given."""
     wanted = Requirement(line)
     try:
-        found = importlib.metadata.version(wanted.name)
-    except importlib.metadata.PackageNotFoundError:
+        version = version or metadata.version(wanted.name)
+    except metadata.PackageNotFoundError:
         return Check(wanted.name, None, needed, how)
-    fits = wanted.specifier.contains(found, prereleases=True)
-    return Check(wanted.name, found, needed, "" if fits else f"a version {wanted.specifier} is needed: {how}")
+    fits = wanted.specifier.contains(version, prereleases=True)
+    return Check(wanted.name, version, needed, "" if fits else f"a version {wanted.specifier} is needed: {how}")
 
 
-def _look(name: str, needed: str, look: Callable[[], str]) -> Check:
+def _look(name: str, needed: str, look: Callable[..., str], *args) -> Check:
     """A check whose `look` finds the thing, or raises with what to do."""
     try:
-        return Check(name, look(), needed)
+        return Check(name, look(*args), needed)
     except ImportError as error:
-        return Check(name, None, needed, f"cannot be looked at without {error.name}: install that first")
+        how = f"cannot be looked at without {error.name}: install that first"
     except Exception as error:
-        return Check(name, None, needed, " ".join(str(error).split()))
+        how = " ".join(str(error).split())
+    return Check(name, None, needed, how)
 
 
 def _tokenizer():
-    from llm import tokenizer
+    from llm.tokenizer import get_tokenizer
 
-    return f"GPT-2's, {tokenizer.get_tokenizer().n_vocab:,} tokens"
+    return f"GPT-2's, {get_tokenizer().n_vocab:,} tokens"
 
 
 def _base():
@@ -112,10 +101,10 @@ def _base():
     return f"your own {CHECKPOINT}" if CHECKPOINT.is_file() else "the one that ships"
 
 
-def _corpus(name, file):
+def _corpus(name):
     from llm.text import download
 
-    if not (download.CACHE / file).is_file():
+    if not (download.CACHE / download.sources()[name]["file"]).is_file():
         raise FileNotFoundError("not fetched yet: python -m llm fetch")
     return f"{download.fetch(name).stat().st_size / 1e6:.1f} MB"
 

@@ -3,34 +3,28 @@
 Imports what it needs when it runs, torch above all, so that help is there at once.
 """
 
+import signal
 import sys
+import warnings
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
-from signal import SIGINT
 from typing import Annotated
 
 import typer
 from typer import Argument, Option
 
-from llm.cli.app import AsJson, Base, Device, Dtype, app, number
-from llm.cli.console import INTERRUPTED, Stop, say, show_json
+from llm.cli.app import AsJson, Base, Device, Dtype, app, number, path
+from llm.cli.console import say, show_json
+from llm.cli.interrupts import asked_to_stop
+from llm.errors import RunError, TrainingError
 from llm.finetune.settings import COURSE_RATE, METHODS, OTHER_RATE, Settings
 
 RATES = f"peak learning rate: {COURSE_RATE}, real models {OTHER_RATE}"
-
-
-class Scaling(StrEnum):
-    alpha = "alpha"
-    alpha_r = "alpha/r"
-    rslora = "alpha/sqrt(r)"
-
-
-class Start(StrEnum):
-    chapter = "chapter"
-    paper = "paper"
-
-
+Scaling = StrEnum("Scaling", {rule: rule for rule in ("alpha", "alpha/r", "alpha/sqrt(r)")})
+Start = StrEnum("Start", ["chapter", "paper"])
 DEFAULT_SCALING, DEFAULT_START = Scaling(Settings.scaling), Start(Settings.start)
+POSITIVE = dict(low=1e-30, high=1e30)
 PARTS = 4  # of a run, after each of which the held-out loss is measured: enough to see how it bends
 
 
@@ -38,21 +32,21 @@ PARTS = 4  # of a run, after each of which the held-out loss is measured: enough
 def finetune(
     ctx: typer.Context,
     data: Annotated[str | None, Argument(metavar="DATA", hidden=True)] = None,
-    out: Annotated[Path, Option(metavar="FOLDER", help="where the adapter goes")] = Path("adapters/mine"),
+    out: Annotated[Path, Option(metavar="FOLDER", parser=path, help="where the adapter goes")] = Path("adapters/mine"),
     base: Base = Settings.base,
     method: Annotated[str, Option(metavar="NAME", help=", ".join(METHODS), show_default=False)] = Settings.method,
     rank: number("r of every layer") = Settings.rank,
-    alpha: number("strength of the update", float, "X") = Settings.alpha,
+    alpha: number("strength of the update", float, "X", **POSITIVE) = Settings.alpha,
     scaling: Annotated[Scaling, Option(metavar="RULE", help="alpha, alpha/r or alpha/sqrt(r)")] = DEFAULT_SCALING,
     start: Annotated[Start, Option(metavar="WHOSE", help="A's first values: chapter or paper")] = DEFAULT_START,
-    dropout: number("share of the update's inputs left out", float, "X") = Settings.dropout,
+    dropout: number("share of the update's inputs left out", float, "X", low=0, high=0.999) = Settings.dropout,
     targets: Annotated[str, Option(metavar="NAMES", help="all, attention, mlp, or layers: a,b")] = Settings.targets,
     steps: number("optimizer steps") = Settings.steps,
-    lr: Annotated[float | None, Option(metavar="X", help=RATES)] = Settings.lr,
+    lr: number(RATES, float | None, "X", **POSITIVE) = Settings.lr,
     rows: number("rows of a batch") = Settings.rows,
-    block: Annotated[int | None, Option(metavar="N", help="tokens of a row, at most")] = Settings.block,
+    block: number("tokens of a row, at most", int | None) = Settings.block,
     skip_long: Annotated[bool, Option("--skip-long", help="leave out rows that are longer")] = Settings.skip_long,
-    seed: number("same seed, same adapter") = Settings.seed,
+    seed: number("same seed, same adapter", low=0) = Settings.seed,
     every: number("steps between two checkpoints") = 50,
     dtype: Dtype = Settings.dtype,
     precision: Annotated[str, Option(metavar="NAME", help="of products: auto, float32, bfloat16")] = Settings.precision,
@@ -67,28 +61,24 @@ def finetune(
 
     Example: python -m llm finetune records --steps 150 --out adapters/records
     """
-    from dataclasses import fields
-
-    from llm.errors import RunError, TrainingError
     from llm.finetune import torchrun
     from llm.finetune.resume import resume as go_on_with
     from llm.finetune.run import begin, together
-    from llm.training import best_device
 
     if not resume and data is None:
         raise typer.BadParameter("give DATA, the text to train on, as in `python -m llm finetune records`")
-    out = out.expanduser()
-    said = ctx.params | dict(scaling=scaling.value, start=start.value)
-    settings = {field.name: said[field.name] for field in fields(Settings)}
-    given = {k: v for k, v in settings.items() if ctx.get_parameter_source(k).name == "COMMANDLINE"}
-    device = best_device(device)
-    group = torchrun.join(device)
+    options = ctx.params | dict(scaling=scaling.value, start=start.value)
+    settings = {field.name: options[field.name] for field in fields(Settings)}
+    given = {name: x for name, x in settings.items() if ctx.get_parameter_source(name).name == "COMMANDLINE"}
+    warnings.filterwarnings("ignore", ".* are in no linear layer")  # `_train` says it
+    device, group = torchrun.join(device)
+
+    def make():
+        return go_on_with(out, given, device, group) if resume else begin(Settings(**settings), out, device, group)
+
     try:
-        if resume:
-            run = together(lambda: go_on_with(out, given, device, group), group)
-        else:
-            run = together(lambda: begin(Settings(**settings), out, device, group), group)
-        code = _train(run, every, as_json)
+        with together(make, out, group) as run:
+            code = _train(run, every, as_json)
     except (RunError, TrainingError):  # every process has the same
         if group.rank:
             raise typer.Exit(1) from None
@@ -102,28 +92,24 @@ def _train(run, every, as_json):
     from tqdm import tqdm
 
     from llm.finetune.verdict import verdict
+    from llm.surgery import left_out
 
     main, steps = run.group.rank == 0, run.settings.steps
     show = show_json if as_json and main else lambda **_: None
     tell = say if main and not as_json else lambda *_: None
     measured = {round(steps * part / PARTS) for part in range(1, PARTS + 1)}
     before = run.heldout() if main else None
-    trainable, all_of_them = run.counts()
-    show(
-        event="start",
-        done=run.done,
-        steps=steps,
-        trainable=trainable,
-        parameters=all_of_them,
-        heldout=before,
-        skipped=run.data.skipped,
-    )
-    if run.data.skipped:
-        tell(f"{run.data.skipped} rows are left out: they are too long")
-    tell(f"{trainable:,} of {all_of_them:,} parameters train; held-out loss {before or 0:.4f}")
+    trainable, parameters = run.counts()
+    share, sentence = left_out(run.base.model)
+    notes = [*run.data.notes, *filter(None, [sentence])]
+    start = dict(done=run.done, steps=steps, trainable=trainable, parameters=parameters, heldout=before)
+    show(event="start", **start, skipped=run.data.skipped, left_out=round(share, 4), notes=notes)
+    for note in notes:
+        tell(note)
+    tell(f"{trainable:,} of {parameters:,} parameters train; held-out loss {before or 0:.4f}")
     bar = tqdm(total=steps, initial=run.done, unit="step", disable=not main, file=sys.stderr)
-    with bar, Stop() as stop:
-        for step in run.steps(every, stop):
+    with bar, asked_to_stop(speaks=main) as signals:
+        for step in run.steps(every, lambda: bool(signals)):
             bar.update()
             bar.set_postfix_str(f"loss {step.loss:.3f}")
             row = dict(step=run.done, loss=step.loss, lr=step.lr, seconds=step.seconds, tokens=step.tokens)
@@ -135,12 +121,12 @@ def _train(run, every, as_json):
         if main:
             again = f"`python -m llm finetune --resume --out {run.out}`"
             print(f"stopped after step {run.done} of {steps}, and saved: go on with {again}", file=sys.stderr)
-        return INTERRUPTED + (stop.signal or SIGINT)  # another process may have been asked
+        return 128 + (signals or [signal.SIGINT])[-1]  # another process may have been asked
     after = run.heldout() if main else None
-    found = verdict(run.curve, run.losses)
-    ends = dict(done=run.done, steps=steps, adapter=str(run.out), heldout=after, curve=run.curve)
-    show(event="end", **ends, verdict=found and vars(found))
+    meaning = verdict(run.curve, run.losses)
+    end = dict(done=run.done, steps=steps, adapter=str(run.out), heldout=after, curve=run.curve)
+    show(event="end", **end, verdict=meaning and vars(meaning))
     tell(f"held-out loss {after or 0:.4f}; the adapter is in {run.out}")
-    if found:
-        tell(f"{found.sentence}; {found.try_next}")
+    if meaning:
+        tell(f"{meaning.sentence}; {meaning.try_next}")
     return 0

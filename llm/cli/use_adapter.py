@@ -3,26 +3,31 @@
 Each imports what it needs when it runs, torch above all, so that help is there at once.
 """
 
-from pathlib import Path
+import json
+import os
+import shlex
+import sys
+from pathlib import Path, PureWindowsPath
 from typing import Annotated
 
 import typer
 from typer import Argument, Option
 
-from llm.cli.app import AsJson, Device, Dtype, app, number
-from llm.cli.console import complain, fail, show_json
-from llm.errors import SettingError
+from llm.cli.app import AsJson, Device, Dtype, OwnBase, app, number, path
+from llm.cli.console import complain, say, sentence, show_json
+from llm.errors import CourseError
+from llm.paths import user_path
 
 
 @app.command()
 def generate(
     prompt: Annotated[str, Argument(metavar="PROMPT", hidden=True)],
-    adapter: Annotated[Path | None, Option(metavar="FOLDER", help="the adapter; without one the base speaks")] = None,
-    base: Annotated[str | None, Option(metavar="NAME", help="the run's own, else course")] = None,
-    max_new_tokens: number("tokens at most") = 60,
-    temperature: number("0 takes the likeliest token", float, "X") = 0.8,
+    adapter: Annotated[Path | None, Option(metavar="FOLDER", parser=path, help="without one the base speaks")] = None,
+    base: OwnBase = None,
+    max_new_tokens: number("tokens at most", high=10**6) = 60,
+    temperature: number("0 takes the likeliest token", float, "X", low=0, high=10**6) = 0.8,
     top_k: number("choose among the N likeliest") = 40,
-    seed: Annotated[int | None, Option(metavar="N", help="the same seed, the same text")] = None,
+    seed: number("the same seed, the same text", int | None, low=0) = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
     as_json: AsJson = False,
@@ -31,26 +36,27 @@ def generate(
 
     Example: python -m llm generate "To be, or" --adapter adapters/mine
     """
-    from llm.adapters import inspect_adapter, load_adapter
-    from llm.finetune.resume import read_report
+    from llm.bases.loading import NAMES
+    from llm.finetune.run import read_report
     from llm.text.examples import ask
+    from llm.text.txt import check_text
 
-    report = read_report(adapter)
-    scheme = adapter and inspect_adapter(adapter).quantized
-    loaded = _base(base or report.get("base", "course"), dtype, device, scheme)
-    if adapter is not None:
-        load_adapter(loaded.model, adapter)
-    asked = ask(prompt, report.get("join")) if report.get("completes") else prompt
-    text = loaded.generate(asked, max_new_tokens, temperature, top_k, seed)
+    check_text(prompt, "the prompt")
+    loaded = _load(base, dtype, device, adapter)
+    if markers := sum(map(prompt.count, loaded.tokenizer.special)):
+        _note(f"the prompt spells out special tokens ({markers}), which are read as ordinary text")
+    report = read_report(adapter or (None if loaded.name in NAMES else Path(loaded.name)))  # a merged base has one, too
+    whole = ask(prompt, report.get("join")) if report.get("completes") else prompt
+    text = loaded.generate(whole, max_new_tokens, temperature, top_k, seed)
     if as_json:
         show_json(prompt=prompt, text=text, base=loaded.name, adapter=adapter and str(adapter), seed=seed)
     else:
-        print(text)
+        say(text)
 
 
 @app.command()
 def adapters(
-    folders: Annotated[list[Path], Argument(metavar="FOLDER", hidden=True)],
+    folders: Annotated[list[Path], Argument(metavar="FOLDER", hidden=True, parser=path)],
     base: Annotated[str | None, Option(metavar="NAME", help="say whether each fits this base")] = None,
     as_json: AsJson = False,
 ):
@@ -59,25 +65,26 @@ def adapters(
     Example: python -m llm adapters adapters/* --base course
     """
     from llm.adapters import inspect_adapter, load_adapter
-    from llm.errors import AdapterError, BaseError
     from llm.relatives import remove
 
-    loaded, rows = {None: base and _base(base)}, []  # by scheme: an adapter fits the base as it was when it was trained
+    # by scheme, as an adapter fits the base as it was when it was trained
+    loaded, rows = {} if base is None else {None: _load(base)}, []
     for folder in folders:
-        row = dict(folder=str(folder), fits=None, error=None)
+        row = dict(folder=str(folder), fits=None, note=None, error=None)
+        rows.append(row)
         try:
             info = inspect_adapter(folder)
             row |= vars(info) | dict(targets=list(info.targets))
-            if base:
+            if base is not None:
                 row["fits"], scheme = False, info.quantized
-                loaded[scheme] = loaded.get(scheme) or _base(base, scheme=scheme)
+                loaded[scheme] = loaded.get(scheme) or _load(base, scheme=scheme)
                 remove(load_adapter(loaded[scheme].model, folder))
-                row["fits"] = True
-        except (AdapterError, BaseError) as error:
-            row["error"] = str(error)
-        rows.append(row)
+                row["fits"], row["note"] = True, _named_otherwise(info, base)
+        except (CourseError, OSError) as error:
+            row["error"] = sentence(error)
         if not as_json and "r" in row:
-            print(f"{folder}\n{info}" + (f"\nfits {base}" if row["fits"] else ""))
+            fits = f"\nfits {base}" + f", but {row['note']}" * bool(row["note"])
+            say(f"{folder}\n{info}" + fits * bool(row["fits"]))
         if not as_json and row["error"]:
             complain(row["error"])
     if as_json:
@@ -87,9 +94,9 @@ def adapters(
 
 @app.command()
 def merge(
-    adapter: Annotated[Path, Argument(metavar="ADAPTER", hidden=True)],
-    out: Annotated[Path, Option(metavar="FOLDER", help="where the merged model goes")],
-    base: Annotated[str | None, Option(metavar="NAME", help="the run's own, else course")] = None,
+    adapter: Annotated[Path, Argument(metavar="ADAPTER", hidden=True, parser=path)],
+    out: Annotated[Path, Option(metavar="FOLDER", parser=path, help="where the merged model goes")],
+    base: OwnBase = None,
     dtype: Dtype = "float32",
     as_json: AsJson = False,
 ):
@@ -97,32 +104,60 @@ def merge(
 
     Example: python -m llm merge adapters/mine --out build/mine
     """
-    from llm import bases
-    from llm.adapters import inspect_adapter, load_adapter
-    from llm.finetune.resume import read_report
+    from llm import bases, files
+    from llm.finetune.run import REPORT, read_report
     from llm.quantize import dequantize
     from llm.relatives import merge as merge_into
 
-    out = out.expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise fail(f"{out} is in use: choose another --out, or move it away")
-    scheme = inspect_adapter(adapter).quantized
-    loaded = _base(base or read_report(adapter).get("base", "course"), dtype, scheme=scheme)
-    dequantize(merge_into(load_adapter(loaded.model, adapter)))  # over what it was trained on, and not the original
+        raise CourseError(f"{out} is there already and is not an empty folder: choose another --out, or move it away")
+    loaded = _load(base, dtype, adapter=adapter)
+    dequantize(merge_into(loaded.model))  # over what it was trained on, and not the original
     bases.save(loaded, out)
+    if (report := read_report(adapter)).get("completes"):  # it is asked as the adapter was
+        keep = json.dumps({key: report[key] for key in ("completes", "join") if key in report}) + "\n"
+        files.replace(out / REPORT, lambda to: to.write_text(keep, encoding="utf-8"))
     if as_json:
         show_json(base=loaded.name, adapter=str(adapter), out=str(out))
     else:
-        print(f"{loaded.name} with {adapter} is in {out}: python -m llm generate PROMPT --base {out}")
+        at = shlex.quote(f"./{out}" if str(out) in bases.NAMES else str(out))
+        say(f"{loaded.name} with {adapter} is in {out}: python -m llm generate PROMPT --base {at}")
 
 
-def _base(name, dtype="float32", device="cpu", scheme=None):
+def _load(base, dtype="float32", device="cpu", adapter=None, scheme=None):
+    """The base called `base`, with `adapter` on it; without a name the one that the adapter's run or config names."""
     import torch
 
     from llm import bases
-    from llm.finetune.settings import DTYPES
+    from llm.adapters import inspect_adapter, load_adapter
+    from llm.bases.loading import OURS
+    from llm.finetune.run import read_report
     from llm.training import best_device
 
-    if dtype not in DTYPES:
-        raise SettingError(f"there is no --dtype {dtype} here: choose one of {', '.join(DTYPES)}")
-    return bases.load(name, getattr(torch, dtype), best_device(device), scheme)
+    if adapter:
+        info = inspect_adapter(adapter)
+        scheme = info.quantized
+        if base is None:
+            base = read_report(adapter).get("base", info.base or "course")
+            if base not in (*bases.NAMES, *OURS) and not os.path.isdir(user_path(base)):
+                absent = f"the base of {adapter}, {base[:120]!r}, is not here"
+                raise CourseError(f"{absent}: give the folder of that model with --base")
+        if note := _named_otherwise(info, base):
+            _note(f"{adapter}: {note}")
+    loaded = bases.load("course" if base is None else base, getattr(torch, dtype, dtype), best_device(device), scheme)
+    if adapter:
+        load_adapter(loaded.model, adapter)
+    return loaded
+
+
+def _named_otherwise(info, base):
+    """What to say of an adapter whose config names another base, where no fingerprint can decide; else None."""
+    from llm.bases.loading import HUB
+
+    # what the hub or a folder's path puts before a name does not count
+    ends = {PureWindowsPath(os.path.realpath(HUB.get(name, name))).name.lower() for name in (base, info.base or base)}
+    return f"its config names another base, {info.base[:120]!r}" if len(ends) > 1 and not info.fingerprint else None
+
+
+def _note(text):
+    print(f"note: {text}", file=sys.stderr)

@@ -1,15 +1,19 @@
-"""The course on Colab: the badge and the first cell of each notebook, both made from the one address in pyproject.toml."""
+"""The course on Colab: what packs it, and the badge and the first cell of each notebook, from one address in pyproject.toml."""
 
 import tomllib
+import zipfile
 from pathlib import Path
 
 from llm import files
-from llm.paths import PROJECT
+from llm.course import contents
+from llm.paths import PROJECT, ROOT
 
 TAG = "bootstrap"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
+PACKED = ("llm", "notebooks", "data", "pyproject.toml", "README.md")  # what a notebook needs, and no tests
+LEFT_OUT = {"__pycache__", "cache", ".ipynb_checkpoints"}  # made again there
 
-MORE = {"07_real_model.ipynb": ("gguf",)}  # packages that a notebook needs and Colab lacks
+MORE = {contents.file_name("real_model"): ("gguf",)}  # packages that a notebook needs and Colab lacks
 
 CELL = """\
 # On Colab this brings the course; anywhere else it does nothing.
@@ -20,25 +24,38 @@ try:
 except ImportError:
     output = None
 if output and not os.path.isdir("../llm"):
+    import shutil
     import subprocess
     import sys
+    import zipfile
 
-    course = "{address}"
-    if not os.path.isdir("lora-course"):
-        clone = ["git", "clone", "--quiet", "--depth=1", course, "lora-course"]
+    course, address = "lora-course", "{address}"
+    places = (f"{{course}}.zip", f"drive/MyDrive/{{course}}.zip")
+    packed = [place for place in places if zipfile.is_zipfile(place)]
+    if packed and not os.path.isdir(course):
+        shutil.unpack_archive(packed[0], f".{{course}}")
+        os.rename(f".{{course}}", course)
+    elif address and not os.path.isdir(course):
+        clone = ["git", "clone", "--quiet", "--depth=1", address, course]
         subprocess.run(clone, check=True)
+    if not os.path.isdir(course):
+        sys.exit(
+            "Make lora-course.zip on your computer with `make colab`, drag it into "
+            "the file pane at the left, and run this cell again."
+        )
     # --no-deps: Colab's torch and widgets stay
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "--editable", "lora-course"{more}], check=True)
-    os.chdir("lora-course/notebooks")
+    subprocess.run([*pip, "--editable", course{more}], check=True)
+    os.chdir(f"{{course}}/notebooks")
     sys.path.insert(0, os.path.dirname(os.getcwd()))
     output.enable_custom_widget_manager()"""
 
 
 def repository() -> str:
-    """The address that git clones the course from: `project.urls.Repository` in pyproject.toml."""
+    """The address that git clones the course from: `project.urls.Repository` in pyproject.toml; empty for a placeholder."""
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
-    return project["urls"]["Repository"]
+    address = project["urls"]["Repository"]
+    return "" if address.split("/")[2].endswith(".invalid") else address
 
 
 def bootstrap(name: str) -> str:
@@ -55,25 +72,15 @@ def badge(name: str) -> str:
     return f"[![Open in Colab]({BADGE})]({there})"
 
 
-def write(folder: Path) -> list[str]:
-    """Put badge and first cell into each notebook of `folder`, or bring them up to date; the names of those changed."""
-    import nbformat
+def pack(out: Path) -> int:
+    """Put what a notebook needs into the zip file `out`, which the first cell unpacks; its bytes. Raises WriteError."""
+    there = [path.relative_to(ROOT) for name in PACKED for path in ((ROOT / name), *sorted((ROOT / name).rglob("*")))]
 
-    changed = []
-    for path in sorted(folder.glob("*.ipynb")):
-        before = path.read_text(encoding="utf-8")
-        notebook = nbformat.reads(before, as_version=4)
-        title, first = notebook.cells[:2]
-        lines = [line for line in title.source.splitlines() if not line.startswith("[![Open in Colab]")]
-        title.source = "\n".join([*lines, badge(path.name)]).strip()
-        if TAG not in first.metadata.get("tags", []):
-            # folded away in JupyterLab and on Colab: nobody comes here to read it
-            metadata = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": [TAG]}
-            first = nbformat.v4.new_code_cell(id=TAG, metadata=metadata)
-            notebook.cells.insert(1, first)
-        first.source = bootstrap(path.name)
-        after = nbformat.writes(notebook) + "\n"
-        if after != before:
-            files.replace(path, lambda to, text=after: to.write_text(text, encoding="utf-8"))
-            changed.append(path.name)
-    return changed
+    def write(to):
+        with zipfile.ZipFile(to, "w", zipfile.ZIP_DEFLATED) as packed:
+            for path in there:
+                if (ROOT / path).is_file() and not LEFT_OUT & set(path.parts):
+                    packed.write(ROOT / path, path)
+
+    files.replace(out, write)
+    return out.stat().st_size

@@ -9,13 +9,17 @@ from statistics import median
 Rows = list[dict]
 
 
+def group(rows: Rows, *keys: str) -> dict[tuple, Rows]:
+    """The values of these columns -> the rows that have them, in their order."""
+    groups: dict[tuple, Rows] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
 def by_method(rows: Rows, task: str) -> dict[str, Rows]:
     """Method -> its rows of one task."""
-    found: dict[str, Rows] = {}
-    for row in rows:
-        if row["task"] == task:
-            found.setdefault(row["method"], []).append(row)
-    return found
+    return {method: found for (of, method), found in group(rows, "task", "method").items() if of == task}
 
 
 def by_rate(rows: Rows, measure: str = "after") -> dict[float, float]:
@@ -23,13 +27,12 @@ def by_rate(rows: Rows, measure: str = "after") -> dict[float, float]:
 
     Where some rates have more seeds than others, those that all have are compared: else more luck would count as better.
     """
-    seeds: dict = {}
-    for row in sorted(rows, key=lambda row: row["lr"]):
-        seeds.setdefault(row["lr"], set()).add(row["seed"])
-    shared = set.intersection(*seeds.values()) if seeds else set()
+    rates = group(sorted(rows, key=lambda row: row["lr"]), "lr")
+    seeds = [{row["seed"] for row in found} for found in rates.values()]
+    shared = set.intersection(*seeds) if seeds else set()
     return {
-        lr: median(row[measure] for row in rows if row["lr"] == lr and (row["seed"] in shared or not shared))
-        for lr in seeds
+        lr: median(row[measure] for row in found if row["seed"] in shared or not shared)
+        for (lr,), found in rates.items()
     }
 
 

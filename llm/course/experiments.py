@@ -7,8 +7,9 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import torch
 
@@ -16,14 +17,14 @@ from llm import bases, files, spectra
 from llm.adapters import fingerprint
 from llm.course.tasks import ARMS, answers, load_task, score, speeches
 from llm.errors import SettingError, TrainingError
-from llm.finetune.targets import targets_of
+from llm.finetune.target_words import targets_of
 from llm.lora import SCALING, lora_layers, merge_lora
 from llm.paths import RESULTS
 from llm.quantize import quantize, read_scheme
 from llm.relatives import METHODS
 from llm.text.batches import UNSEEN
 from llm.text.records import FACTS, make_facts, make_records
-from llm.training import evaluate, train
+from llm.training import Step, evaluate, train
 
 SEEDS = (0, 1, 2)
 # what an adapter trained over four bits may be merged into: what it saw, in floats; the base as it was before it was
@@ -49,7 +50,7 @@ class Recipe:
     steps: int = 100
     seed: int = 0
     start: str = "chapter"
-    precision: str = "float32"  # said, so that a row does not depend on what the machine multiplies
+    precision: str = "float32"  # named, so that a row does not depend on what the machine multiplies
     rows: int = 0
     examples: int = 0
     model: str = "course"
@@ -57,60 +58,51 @@ class Recipe:
     merge: str = ""
 
 
-def _arms(task):
-    return [Recipe(task, method, lr=ARMS[method].lr, seed=s) for method in ("full", "norm") for s in SEEDS]
+def grid(seed: int | tuple[int, ...] = SEEDS, **settings) -> list[Recipe]:
+    """A run for each combination of the settings that are tuples, the last one fastest, then for each seed; alpha = r."""
+    settings |= dict(seed=seed)
+    combinations = product(*(value if isinstance(value, tuple) else (value,) for value in settings.values()))
+    runs = [dict(zip(settings, values)) for values in combinations]
+    return [Recipe(**{"alpha": run.get("r", Recipe.alpha)} | run) for run in runs]
 
 
-def _runs(task: str, method: str, rates: tuple[float, ...], r: int = 8, seeds=SEEDS, **said) -> list[Recipe]:
-    """A run for each rate and seed, alpha = r; the head's products in bfloat16 where it is frozen, as "precisions" says
-    that this changes nothing."""
-    said = dict(precision="float32" if method == "full" else "bfloat16", r=r, alpha=r) | said
-    return [Recipe(task, method, lr=lr, seed=s, **said) for lr in rates for s in seeds]
+def _runs(task, method, lr, r=8, **options):
+    """Runs with the head's products in bfloat16 where it is frozen: "precisions" says that this changes nothing."""
+    precision = "float32" if method == "full" else "bfloat16"
+    return grid(task=task, method=method, precision=precision, **options, r=r, lr=lr)
 
 
-def _plays(method, rates, r=8, **said):
+def _plays(method, lr, r=8, **options):
     """On the plays, in batches of 8: half as many tokens as a notebook's step."""
-    return _runs("shakespeare", method, rates, r, rows=8, **said)
+    return _runs("shakespeare", method, lr, r, rows=8, **options)
 
 
 # 122,880 numbers train in each; q, k and v are one matrix here
 EQUALLY_MANY = {"all": 15, "attention": 40, "mlp": 24, "c_attn": 60}
 
-# For each method the rates tried, on the plays and on the facts: half powers of ten until the best one lies within, and
-# quarters beside it.
+
+def _tried(low: float, high: float, *quarters: float) -> tuple[float, ...]:
+    """Half powers of ten from low to high, and quarters of a power between them."""
+    halves = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
+    return tuple(sorted({*quarters, *(rate for rate in halves if low <= rate <= high)}))
+
+
+# Of each method, on the plays and on the facts: the best rate, where two more seeds run, and the rates tried, which go on
+# until the best one lies within, with quarters beside it.
 RATES = {
-    "lora": ((1e-3, 3e-3, 1e-2, 1.8e-2, 3e-2, 5.6e-2, 1e-1), (1e-3, 3e-3, 5.6e-3, 1e-2, 1.8e-2, 3e-2, 1e-1)),
-    "rslora": ((1e-3, 3e-3, 5.6e-3, 1e-2, 1.8e-2, 3e-2, 1e-1), (1e-3, 1.8e-3, 3e-3, 5.6e-3, 1e-2, 3e-2, 1e-1)),
-    "lora+": ((1e-4, 3e-4, 5.6e-4, 1e-3, 1.8e-3, 3e-3, 1e-2), (1e-4, 3e-4, 5.6e-4, 1e-3, 1.8e-3, 3e-3, 1e-2)),
-    "lora-fa": ((3e-3, 1e-2, 1.8e-2, 3e-2, 5.6e-2, 1e-1, 3e-1), (3e-3, 5.6e-3, 1e-2, 1.8e-2, 3e-2, 1e-1, 3e-1)),
-    "dora": ((1e-3, 3e-3, 1e-2, 1.8e-2, 3e-2, 5.6e-2, 1e-1), (1e-3, 3e-3, 5.6e-3, 1e-2, 1.8e-2, 3e-2, 1e-1)),
-    "pissa": ((3e-4, 1e-3, 3e-3, 5.6e-3, 1e-2, 1.8e-2, 3e-2), (3e-4, 1e-3, 1.8e-3, 3e-3, 5.6e-3, 1e-2, 3e-2)),
-    "ia3": ((1e-2, 3e-2, 5.6e-2, 1e-1, 1.8e-1, 3e-1, 1.0), (1e-2, 3e-2, 1e-1, 3e-1, 5.6e-1, 1.0, 3.0)),
-    "prefix": ((1e-3, 3e-3, 5.6e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0), (1e-2, 3e-2, 1e-1, 1.8e-1, 3e-1, 5.6e-1, 1.0)),
-    "prompt": ((1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0), (1e-2, 3e-2, 1e-1, 3e-1, 5.6e-1, 1.0, 3.0)),
-    "bitfit": ((3e-3, 1e-2, 3e-2, 1e-1, 1.8e-1, 3e-1, 5.6e-1, 1.0), (3e-3, 1e-2, 1.8e-2, 3e-2, 5.6e-2, 1e-1, 3e-1)),
-    "norm": ((3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), (3e-3, 1e-2, 3e-2, 5.6e-2, 1e-1, 1.8e-1, 3e-1)),
-    "full": ((1e-4, 3e-4, 1e-3, 1.8e-3, 3e-3, 5.6e-3, 1e-2), (1e-4, 3e-4, 5.6e-4, 1e-3, 1.8e-3, 3e-3, 1e-2)),
+    "lora": ((3e-2, _tried(1e-3, 1e-1, 1.8e-2, 5.6e-2)), (1e-2, _tried(1e-3, 1e-1, 5.6e-3, 1.8e-2))),
+    "rslora": ((1e-2, _tried(1e-3, 1e-1, 5.6e-3, 1.8e-2)), (3e-3, _tried(1e-3, 1e-1, 1.8e-3, 5.6e-3))),
+    "lora+": ((1.8e-3, _tried(1e-4, 1e-2, 5.6e-4, 1.8e-3)), (5.6e-4, _tried(1e-4, 1e-2, 5.6e-4, 1.8e-3))),
+    "lora-fa": ((1.8e-2, _tried(3e-3, 3e-1, 1.8e-2, 5.6e-2)), (1e-2, _tried(3e-3, 3e-1, 5.6e-3, 1.8e-2))),
+    "dora": ((3e-2, _tried(1e-3, 1e-1, 1.8e-2, 5.6e-2)), (1e-2, _tried(1e-3, 1e-1, 5.6e-3, 1.8e-2))),
+    "pissa": ((5.6e-3, _tried(3e-4, 3e-2, 5.6e-3, 1.8e-2)), (5.6e-3, _tried(3e-4, 3e-2, 1.8e-3, 5.6e-3))),
+    "ia3": ((1e-1, _tried(1e-2, 1.0, 5.6e-2, 1.8e-1)), (5.6e-1, _tried(1e-2, 3.0, 5.6e-1))),
+    "prefix": ((3e-3, _tried(1e-3, 1.0, 5.6e-3)), (3e-1, _tried(1e-2, 1.0, 1.8e-1, 5.6e-1))),
+    "prompt": ((3e-4, _tried(1e-4, 1.0)), (1.0, _tried(1e-2, 3.0, 5.6e-1))),
+    "bitfit": ((3e-1, _tried(3e-3, 1.0, 1.8e-1, 5.6e-1)), (1.8e-2, _tried(3e-3, 3e-1, 1.8e-2, 5.6e-2))),
+    "norm": ((1e-3, _tried(3e-4, 3e-1)), (1e-1, _tried(3e-3, 3e-1, 5.6e-2, 1.8e-1))),
+    "full": ((1.8e-3, _tried(1e-4, 1e-2, 1.8e-3, 5.6e-3)), (3e-3, _tried(1e-4, 1e-2, 5.6e-4, 1.8e-3))),
 }
-# of these the best, where the other seeds run, too
-BEST = {
-    "lora": (3e-2, 1e-2),
-    "rslora": (1e-2, 3e-3),
-    "lora+": (1.8e-3, 5.6e-4),
-    "lora-fa": (1.8e-2, 1e-2),
-    "dora": (3e-2, 1e-2),
-    "pissa": (5.6e-3, 5.6e-3),
-    "ia3": (1e-1, 5.6e-1),
-    "prefix": (3e-3, 3e-1),
-    "prompt": (3e-4, 1.0),
-    "bitfit": (3e-1, 1.8e-2),
-    "norm": (1e-3, 1e-1),
-    "full": (1.8e-3, 3e-3),
-}
-
-
-def _compared(method, plays, facts, seeds=(0,)):
-    return [*_plays(method, plays, seeds=seeds), *_runs("facts", method, facts, steps=200, seeds=seeds)]
 
 
 EXPERIMENTS: dict[str, list[Recipe]] = {
@@ -120,12 +112,11 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
         *_plays("lora", (3e-3, 1e-2, 3e-2), r=1),
         *_plays("lora", (3e-3, 1e-2, 3e-2, 1e-1), r=8),
         *_plays("lora", (1e-3, 3e-3, 1e-2, 3e-2), r=64),
-        *_plays("norm", (3e-2,)),
+        *_plays("norm", 3e-2),
         *_plays("full", (3e-4, 1e-3, 3e-3), steps=30),
         *_plays("lora", (3e-3, 1e-2, 3e-2, 1e-1), steps=30),
         *_runs("records", "full", (3e-4, 1e-3, 3e-3), steps=30),
-        *_runs("records", "lora", (1e-3, 3e-3, 1e-2, 3e-2), r=1, steps=30),
-        *_runs("records", "lora", (1e-3, 3e-3, 1e-2, 3e-2), r=8, steps=30),
+        *_runs("records", "lora", (1e-3, 3e-3, 1e-2, 3e-2), r=(1, 8), steps=30),
         *_runs("records", "lora", (3e-4, 1e-3, 3e-3, 1e-2), r=64, steps=30),
         *_runs("records", "norm", (1e-2, 3e-2, 1e-1), steps=30),
     ],
@@ -133,7 +124,8 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
     "ranks": [
         run
         for task, ranks in {"records": (1, 2, 4, 8, 16, 32, 64), "shakespeare": (1, 4, 16, 64)}.items()
-        for run in _arms(task) + [Recipe(task, r=r, alpha=r, seed=s) for r in ranks for s in SEEDS]
+        for arm in (*(dict(method=method, lr=ARMS[method].lr) for method in ("full", "norm")), dict(r=ranks))
+        for run in grid(task=task, **arm)
     ],
     # the same alpha under three conventions, each over a range of learning rates, at a small rank and a large one
     "alphas": [
@@ -142,29 +134,21 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
             "chapter": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
             "paper": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
         }.items()
-        for scaling in SCALING
-        for r in (4, 64)
-        for run in _plays("lora", rates, r, alpha=16.0, scaling=scaling, start=start, steps=30)
+        for run in _plays("lora", rates, r=(4, 64), alpha=16.0, start=start, scaling=tuple(SCALING), steps=30)
     ],
     # the largest rank of "ranks" once more, at gentler rates
-    "cooler": [Recipe(r=64, alpha=64, lr=lr, seed=s) for lr in (1e-3, 3e-3) for s in SEEDS],
+    "cooler": grid(r=64, lr=(1e-3, 3e-3)),
     # does the head's precision while training change what is learned? (on a processor; on a GPU it is all products')
     "precisions": [
-        Recipe(task, r=r, alpha=r, seed=s, precision=precision)
+        run
         for task, r in (("records", 1), ("records", 8), ("shakespeare", 8), ("shakespeare", 64))
-        for precision in ("float32", "bfloat16")
-        for s in SEEDS
+        for run in grid(task=task, r=r, precision=("float32", "bfloat16"))
     ],
     # what no prompt gives away must be stored: how much is, by rank, each at its best rate?
     "facts": [
-        Recipe("facts", method, r=r, alpha=r, lr=lr, steps=200, seed=s)
-        for method, r, rates in [
-            ("full", 8, (1e-3, 3e-3)),
-            ("norm", 8, (3e-2,)),
-            *(("lora", r, (3e-3, 5.6e-3, 1e-2)) for r in (1, 4, 8, 64)),
-        ]
-        for lr in rates
-        for s in SEEDS
+        *grid(task="facts", method="full", lr=(1e-3, 3e-3), steps=200),
+        *grid(task="facts", method="norm", lr=3e-2, steps=200),
+        *grid(task="facts", r=(1, 4, 8, 64), lr=(3e-3, 5.6e-3, 1e-2), steps=200),
     ],
     # as many steps on fewer facts and on more: who has room, and who only repeats what he has read? "facts" has 512
     "sizes": [
@@ -172,28 +156,20 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
             run
             for n in (64, 256, 960)
             for method, r, lr in (("full", 8, 3e-3), ("lora", 1, 1e-2), ("lora", 64, 3e-3))
-            for run in _runs("facts", method, (lr,), r, steps=200, examples=n)
+            for run in _runs("facts", method, lr, r, steps=200, examples=n)
         ),
-        *(run for m in ("full", "lora") for run in _runs("records", m, (ARMS[m].lr,), steps=30, examples=16)),
-        *(run for m in ("full", "lora") for run in _plays(m, (ARMS[m].lr,), examples=16)),
+        *(run for m in ("full", "lora") for run in _runs("records", m, ARMS[m].lr, steps=30, examples=16)),
+        *(run for m in ("full", "lora") for run in _plays(m, ARMS[m].lr, examples=16)),
         # is it room that rank 1 lacks, or time? all 512 facts, in five times the steps
-        *_runs("facts", "lora", (1e-2,), r=1, steps=1000),
+        *_runs("facts", "lora", 1e-2, r=1, steps=1000),
     ],
     # r = 8 for each choice; then as many numbers for each
     "targets": [
-        *(
-            Recipe(task, targets=t, seed=s)
-            for task in ("records", "shakespeare")
-            for t in ("attention", "mlp", "all")
-            for s in SEEDS
-        ),
+        *grid(task=("records", "shakespeare"), targets=("attention", "mlp", "all")),
         *(
             run
             for t, r in EQUALLY_MANY.items()
-            for run in [
-                *_runs("facts", "lora", (3e-3,), r, targets=t, steps=200),
-                *_plays("lora", (1e-2,), r, targets=t),
-            ]
+            for run in _runs("facts", "lora", 3e-3, r, targets=t, steps=200) + _plays("lora", 1e-2, r, targets=t)
         ),
     ],
     # 6,400 rows in every run, in batches of 16 to 256
@@ -206,6 +182,23 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
         )
         for method, r, rates in (("full", 8, full), ("lora", 64, lora))
         for run in _runs("facts", method, rates, r, steps=6400 // rows, rows=rows)
+    ]
+    # a smaller rank and a larger one: in small batches at one rate near the best, in large ones at two
+    + [
+        run
+        for rows, r, rates in (
+            (16, 8, 5.6e-3),
+            (64, 8, (1e-2, 1.8e-2)),
+            (64, 128, (3e-3, 5.6e-3)),
+            (16, 128, 3e-3),
+        )
+        for run in _runs("facts", "lora", rates, r, steps=6400 // rows, rows=rows)
+    ],
+    # the losses on the way, which the other tables lack: rank 1 runs out of room on 256 facts, the others do not
+    "over_time": [
+        run
+        for method, r, lr in (("lora", 1, 1e-2), ("lora", 64, 3e-3), ("full", 8, 3e-3))
+        for run in _runs("facts", method, lr, r, steps=200, examples=256)
     ],
     # A stays as it was drawn: twice as few numbers, and what is lost?
     "frozen_a": [
@@ -215,8 +208,9 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
     # every method at rates of its own, and once more at the best of them
     "relatives": [
         run
-        for method, rates in RATES.items()
-        for run in [*_compared(method, *rates), *_compared(method, *([lr] for lr in BEST[method]), seeds=SEEDS[1:])]
+        for method, ((play, plays), (fact, facts)) in RATES.items()
+        for on_plays, on_facts, seeds in ((plays, facts, SEEDS[0]), (play, fact, SEEDS[1:]))
+        for run in _plays(method, on_plays, seed=seeds) + _runs("facts", method, on_facts, steps=200, seed=seeds)
     ],
     # rates and forgetting once more, on a model ten times as large that others have trained: three seeds about the best
     "smollm2": [
@@ -226,69 +220,70 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
             (SEEDS[:1], {"lora": (1e-4, 3e-4), "full": (1e-5, 3e-5)}),
         )
         for method in rates
-        for run in _runs("shakespeare", method, rates[method], steps=30, rows=4, seeds=seeds, model="smollm2")
+        for run in _runs("shakespeare", method, rates[method], steps=30, rows=4, seed=seeds, model="smollm2")
     ],
     # over four bits instead of 32, as it is and merged
     "qlora": [
         run
-        for quantize, merge in (("", ""), ("nf4", ""), *(("nf4", merge) for merge in MERGES))
-        for run in [
-            *_runs("records", "lora", (1e-2,), steps=30, quantize=quantize, merge=merge),
-            *_plays("lora", (1e-2,), quantize=quantize, merge=merge),
-        ]
+        for over in ({}, *(dict(quantize="nf4", merge=merge) for merge in ("", *MERGES)))
+        for run in _runs("records", "lora", 1e-2, steps=30, **over) + _plays("lora", 1e-2, **over)
     ],
     # how the rank of a full update grows with its steps; of the plays "rates" has 30 and 100 steps
     "steps": [
-        *(run for steps in (10, 30, 100) for run in _runs("facts", "full", (1e-3,), steps=steps)),
-        *_plays("full", (1e-3,), steps=10),
+        *_runs("facts", "full", 1e-3, steps=(10, 30, 100)),
+        *_plays("full", 1e-3, steps=10),
     ],
 }
 
 
-def trained(run: Recipe, device: str = "cpu") -> tuple[torch.nn.Module, float]:
-    """The model that a run leaves behind, and the seconds of its median step."""
-    torch.manual_seed(run.seed)
+def begin(run: Recipe, device: str = "cpu") -> tuple[torch.nn.Module, Iterator[Step]]:
+    """The model of a run, and the run's steps, each done when it is asked for."""
+    torch.manual_seed(run.seed)  # before the base is loaded: to make a model draws numbers, too
     base = bases.load(run.model, scheme=run.quantize or None)
-    model, task = base.model, _task(run)
     method = METHODS[run.method]
-    method.prepare(model, run.r, run.alpha, run.scaling, targets_of(run.targets), run.start)
-    model.to(device)  # wrapped before, by the processor's random numbers: a GPU's are others
-    seconds = []
-    how = dict(steps=run.steps, lr=method.rates(run.lr), precision=run.precision, loss=base.loss)
+    method.prepare(base.model, run.r, run.alpha, run.scaling, targets_of(run.targets), run.start)
+    model = base.model.to(device)  # wrapped before, by the processor's random numbers: a GPU's are others
+    batches = _task(run.task, run.model, run.rows, run.examples).batches(run.seed)
+    options = dict(steps=run.steps, lr=method.rates(run.lr), precision=run.precision, loss=base.loss)
+    return model, train(model, batches, **options)
+
+
+def trained(run: Recipe, device: str = "cpu") -> tuple[torch.nn.Module, list[Step]]:
+    """The model that a run leaves behind, and the steps that it took."""
+    model, steps = begin(run, device)
+    done = []
     try:
-        for step in train(model, task.batches(run.seed), **how):
-            seconds.append(step.seconds)
-    except TrainingError:  # a rate too hot is a result, too; the weights are those of the last good step
+        done.extend(steps)
+    except TrainingError:  # a rate too high is a result, too; the weights are those of the last good step
         pass
-    return model, median(seconds)
+    return model, done
 
 
 def measure(run: Recipe, device: str = "cpu") -> dict:
     """Do one run and measure it: trainable parameters, held-out loss (nats a token) before and after, the loss on the
     speeches before and after, shares of 100 answers that parse and are right, seconds a step, the base's fingerprint,
-    the device, and the rank that holds 90 % of a matrix's update, the median over the matrices of the blocks."""
-    base, (model, seconds) = _base(run.model), trained(run, device)
-    found = dict(trainable=sum(p.numel() for p in model.parameters() if p.requires_grad))
+    the device, the rank that holds 90 % of a matrix's update, the median over the matrices of the blocks, and the
+    training loss on the way, the mean of each twentieth of the steps, in one cell with blanks between them."""
+    base, (model, steps) = _base(run.model), trained(run, device)
+    row = dict(trainable=sum(p.numel() for p in model.parameters() if p.requires_grad))
     ranks = _ranks(model, base.model)
     model = _merged(run, model)
-    for held, before, after in (
-        (_heldout(run), "before", "after"),
-        (_speeches(run.model), "speeches_before", "speeches_after"),
-    ):
-        found |= {before: _of_base(run.model, run.quantize, held), after: evaluate(model, held, base.loss)}
+    models = _base(run.model, run.quantize).model, model
+    heldout = _task(run.task, run.model, 0, run.examples).heldout
+    row["before"], row["after"] = (evaluate(each, heldout, base.loss) for each in models)
+    heldout = speeches(tokenizer=base.tokenizer)
+    row["speeches_before"], row["speeches_after"] = (evaluate(each, heldout, base.loss) for each in models)
     asked = {"records": make_records(100, UNSEEN), "facts": make_facts(run.examples or FACTS)[:100]}.get(run.task)
-    scored = score(answers(model, asked, tokenizer=base.tokenizer), asked) if asked else {}
-    found |= dict(parses=scored.get("parses", ""), right=scored.get("right", ""), seconds_a_step=seconds)
-    found["base"] = _fingerprint(run.model)
-    found["device"] = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else device
-    found["rank90"] = median(ranks) if ranks else ""
-    return {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
-
-
-def loss_after(run: Recipe, device: str = "cpu") -> float:
-    """The held-out loss that a run ends with, in nats a token, and nothing else of what `measure` measures."""
-    model, _ = trained(run, device)
-    return evaluate(_merged(run, model), _heldout(run), _base(run.model).loss)
+    shares = score(answers(model, asked, tokenizer=base.tokenizer), asked) if asked else {}
+    seconds = median(step.seconds for step in steps)
+    row |= dict(parses=shares.get("parses", ""), right=shares.get("right", ""), seconds_a_step=seconds)
+    row["base"] = fingerprint(base.model)
+    row["device"] = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else device
+    row["rank90"] = median(ranks) if ranks else ""
+    each = -(-run.steps // 20)
+    parts = [[step.loss for step in steps[i : i + each]] for i in range(0, len(steps), each)]
+    row["losses"] = " ".join(f"{fmean(part):.4f}" for part in parts)
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
 
 
 def _ranks(model, base):
@@ -296,9 +291,8 @@ def _ranks(model, base):
     if layers := lora_layers(model):
         updates = [layer.update().detach() for layer in layers.values()]
     else:
-        was, now = base.state_dict(), model.state_dict()
-        moved = [name for name in spectra.block_matrices(base) if name in now]
-        updates = [now[name].cpu() - was[name] for name in moved]
+        before, after = base.state_dict(), model.state_dict()
+        updates = [after[name].cpu() - before[name] for name in spectra.block_matrices(base) if name in after]
     return [spectra.rank_for(spectra.singular_values(update)) for update in updates if update.any()]
 
 
@@ -319,31 +313,8 @@ def _base(model, scheme=""):
 
 
 @cache
-def _loaded(task, model, rows, examples):
-    return load_task(task, tokenizer=_base(model).tokenizer, rows=rows or None, examples=examples or None)
-
-
-def _task(run):
-    return _loaded(run.task, run.model, run.rows, run.examples)
-
-
-def _heldout(run):
-    return tuple(_loaded(run.task, run.model, 0, run.examples).heldout)
-
-
-@cache
-def _speeches(model):
-    return tuple(speeches(tokenizer=_base(model).tokenizer))
-
-
-@cache
-def _fingerprint(model):
-    return fingerprint(_base(model).model)
-
-
-@cache
-def _of_base(model, scheme, held):
-    return evaluate(_base(model, scheme).model, held, _base(model).loss)
+def _task(name, model, rows, examples):
+    return load_task(name, tokenizer=_base(model).tokenizer, rows=rows or None, examples=examples or None)
 
 
 def missing(name: str, results: Path = RESULTS) -> list[Recipe]:
@@ -351,7 +322,7 @@ def missing(name: str, results: Path = RESULTS) -> list[Recipe]:
     if name not in EXPERIMENTS:
         raise SettingError(f"there is no experiment called {name!r}: choose one of {', '.join(EXPERIMENTS)}")
     done = {_described(row) for row in files.read_csv(results / f"{name}.csv")}
-    return [run for run in EXPERIMENTS[name] if tuple(asdict(run).values()) not in done]
+    return [run for run in EXPERIMENTS[name] if _described(asdict(run)) not in done]
 
 
 def _described(row):
@@ -364,9 +335,9 @@ def record(name: str, results: Path = RESULTS, processes: int = 1, device: str =
     Raises SettingError for an unknown name.
     """
     path, runs = results / f"{name}.csv", missing(name, results)
-    rows, place = files.read_csv(path), {tuple(asdict(run).values()): i for i, run in enumerate(EXPERIMENTS[name])}
-    for run, found in in_processes(measure, runs, processes, device):
-        rows.append(row := asdict(run) | found)
+    rows, place = files.read_csv(path), {_described(asdict(run)): i for i, run in enumerate(EXPERIMENTS[name])}
+    for run, measured in in_processes(measure, runs, processes, device):
+        rows.append(row := asdict(run) | measured)
         rows.sort(key=lambda row: place.get(_described(row), -1))  # also when the plan has grown in its middle
         files.write_csv(path, rows)
         yield row

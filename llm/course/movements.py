@@ -31,8 +31,7 @@ def moved(before: torch.Tensor, after: torch.Tensor) -> Moved:
 
 def weights_of(model: nn.Module, names: list[str]) -> dict[str, torch.Tensor]:
     """The effective weight of each of these layers, as names in the base's state dict: whatever a method has put there."""
-    layers = {name: model.get_submodule(name.removesuffix(".weight")) for name in names}
-    return {name: layer.weight.detach().clone() for name, layer in layers.items()}
+    return {name: model.get_submodule(name.removesuffix(".weight")).weight.detach().clone() for name in names}
 
 
 @torch.no_grad()

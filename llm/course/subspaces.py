@@ -13,18 +13,15 @@ import torch
 
 from llm import files
 from llm.bases import load_base
-from llm.course.experiments import SEEDS, Recipe, in_processes, trained
+from llm.course.experiments import SEEDS, grid, in_processes, trained
 from llm.lora import lora_layers
 from llm.paths import RESULTS
 from llm.spectra import amplification, overlap
 
 SMALL, LARGE = 8, 64
 LEADING = (1, 2, 4, 8)  # how many directions are compared
-RUNS = [
-    Recipe("shakespeare", r=r, alpha=r, seed=s, start="paper", precision="bfloat16", rows=8)
-    for r in (4, SMALL, LARGE)  # the paper's own three
-    for s in SEEDS
-]
+# the paper's own three ranks
+RUNS = grid(task="shakespeare", r=(4, SMALL, LARGE), start="paper", precision="bfloat16", rows=8)
 
 
 def record(results: Path = RESULTS, processes: int = 1, device: str = "cpu") -> Iterator[dict]:
@@ -35,9 +32,8 @@ def record(results: Path = RESULTS, processes: int = 1, device: str = "cpu") -> 
     for run, found in in_processes(_factors, RUNS, processes, device):
         factors[run.r, run.seed] = found
         yield dict(r=run.r, seed=run.seed, matrices=len(found))
-    text = json.dumps(
-        compare(factors, {name: m.weight for name, m in load_base().named_modules() if name in found}), indent=1
-    )
+    weights = {name: m.weight for name, m in load_base().named_modules() if name in found}
+    text = json.dumps(compare(factors, weights), indent=1)
     files.replace(path, partial(Path.write_text, data=text + "\n", encoding="utf-8"))
 
 

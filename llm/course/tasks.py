@@ -122,13 +122,9 @@ def answers(
     for length, rows in by_length.items():
         together = torch.tensor([prompts[i] for i in rows], device=device)
         out = bases.generate(model, together, max_new_tokens, tokenizer, temperature=0.0, stop=tokenizer.end)
-        for i, ids in zip(rows, out[:, length:].tolist()):
-            found[i] = _read(ids, tokenizer)
+        for i, ids in zip(rows, out.tolist()):
+            found[i] = bases.new_text(tokenizer, ids[:length], ids[length:])
     return found
-
-
-def _read(ids, tokenizer=GPT2):
-    return tokenizer.decode(ids[: ids.index(tokenizer.end)] if tokenizer.end in ids else ids)
 
 
 def respond(model: GPT, task: str, prompt: str, seed: int = 4) -> str:
@@ -136,7 +132,8 @@ def respond(model: GPT, task: str, prompt: str, seed: int = 4) -> str:
     if task == "records":
         return answers(model, [Record(prompt, "")])[0]
     ids = torch.tensor([GPT2.encode(prompt)], device=next(model.parameters()).device)
-    return _read(model.generate(ids, 60, temperature=0.8, top_k=40, seed=seed, stop=GPT2.end)[0].tolist())
+    written = model.generate(ids, 60, temperature=0.8, top_k=40, seed=seed, stop=GPT2.end)[0].tolist()
+    return bases.new_text(GPT2, [], written)
 
 
 def score(found: list[str], records: list[Record]) -> dict[str, float]:

@@ -1,107 +1,76 @@
-"""An unfinished run on disk: what its folder keeps, read with everything checked, and gone on with bit for bit."""
+"""A run that was stopped, gone on with bit for bit from the checkpoint in its folder, which is checked in full."""
 
-import json
+import shutil
 import zipfile
-from dataclasses import fields, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from llm.adapters.folder import CONFIG
+from llm import files
 from llm.errors import RunError
-from llm.finetune.run import REPORT, RESUME, VERSION, Run, learned, prepare
+from llm.finetune.run import RESUME, Run, learned, prepare
 from llm.finetune.settings import Settings
 from llm.finetune.torchrun import ALONE, Group
 
-NEW_IN_2 = dict(start="chapter", dropout=0.0, skip_long=False) | dict(
-    precision="float32", accumulate=1, checkpointing=False
-)
-NEW_IN_3 = dict(quantize=None, method="lora")
+SOME = Settings("", lr=1.0, block=1, quantize="nf4")  # whose values have the types that a run's may have, or None
+KINDS = {name: (float, int) if type(value) is float else (type(value),) for name, value in vars(SOME).items()}
 
 
 def resume(out: Path, given: dict | None = None, device: str = "cpu", group: Group = ALONE) -> Run:
-    """The run in `out` where it was stopped. Settings that are `given` again must be the run's own; data and base may
-    have moved, but must be the same inside.
+    """The run in `out` where it was stopped; the caller has the folder to itself, as in `together`.
 
-    Raises RunError when there is nothing to resume, it is damaged, or a setting differs, and as `begin` does.
+    given: settings that are given again and must be the run's own; text and base may have moved, but must be the same
+    inside. Raises RunError when there is nothing to resume, it is damaged, or a setting differs, and as `begin` does.
     """
-    state, given = _read(out), given or {}
-    own = Settings(**state["settings"])
+    path, given = out / RESUME, dict(given or {})
+    if not path.is_file():
+        raise RunError(
+            f"there is nothing to resume in {out}, as no run was started there or it has finished: leave --resume out "
+            "and choose an --out"
+        )
+    for unfinished in out.glob(f"{files.UNFINISHED}*") if group.rank == 0 else ():  # by a run that was killed
+        shutil.rmtree(unfinished, ignore_errors=True)
+    with _sound(path):
+        with zipfile.ZipFile(path) as archive:  # torch itself checks no checksum
+            damaged = archive.testzip()
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        settings, digests = Settings(**state["settings"]), dict(state["digests"])
+        odd = [x for name, x in vars(settings).items() if type(x) not in (*KINDS[name], type(None))]
+        if damaged or odd or state["step"] < 0:
+            raise ValueError
+    moved = {name: given.pop(name) for name in ("data", "base") if name in given}
+    anew = "to go on, or choose another --out for a new run"
     for name, value in given.items():
-        if name not in ("data", "base") and value != getattr(own, name):
+        if value != (before := getattr(settings, name)):
+            option = f"--{name.replace('_', '-')} {value}"
+            raise RunError(f"{option} is not what the run in {out} began with ({before}): leave it out {anew}")
+    run = prepare(replace(settings, **moved), out, device, group)
+    data, base = run.settings.data, run.settings.base
+    parts = dict(data=f"the text {data}", base=f"the base {base}", tokenizer=f"the tokenizer of {base}")
+    for name, what in parts.items():
+        if run.digests[name] != digests.get(name):
             raise RunError(
-                f"--{name.replace('_', '-')} {value} is not what the run in {out} began with ({getattr(own, name)}): leave it "
-                "out to go on, or choose another --out for a new run"
+                f"{what} is not the one that the run in {out} began with: bring that back, or leave it out, {anew}"
             )
-    settings = replace(own, **{name: given[name] for name in ("data", "base") if name in given})
-    run = prepare(settings, out, device, group)
-    for name, digest in run.digests.items():
-        if digest != state["digests"][name]:
-            what = {"data": "text", "base": "base model"}[name]
-            raise RunError(
-                f"--{name} {getattr(settings, name)} is not the {what} that the run in {out} began with: bring that "
-                "back to go on, or choose another --out for a new run"
-            )
-    try:
-        with torch.no_grad():
-            for path, own in learned(run.base.model).items():
-                for factor, saved in zip(own, state["factors"][path], strict=True):
-                    factor.copy_(saved.view_as(factor))
+    with _sound(path), torch.no_grad():
+        for layer, factors in learned(run.base.model).items():
+            for factor, saved in zip(factors, state["factors"][layer], strict=True):
+                factor.copy_(saved.view_as(factor))
         run.optimizer.load_state_dict(state["optimizer"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
-        raise _damaged(out) from None
-    run.done = state["step"]
-    run.curve, run.losses = [tuple(point) for point in state["curve"]], state["losses"]
+        run.done, run.losses = int(state["step"]), list(state["losses"])
+        run.curve = [tuple(point) for point in state["curve"]]
     return run
 
 
-def _read(out):
-    path = out / RESUME
-    if not path.is_file():
-        why = "the run in it is through" if (out / CONFIG).exists() else "no run was begun there"
-        raise RunError(f"there is nothing to resume in {out} ({why}): leave --resume out and choose an --out")
+@contextmanager
+def _sound(path):
+    """What fails inside the `with` fails because of what is in the checkpoint."""
     try:
-        with zipfile.ZipFile(path) as archive:  # torch itself checks no checksum
-            sound = archive.testzip() is None
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        version = state.setdefault("version", 1)
-        if version == 1:  # what version 2 added did not exist: this is what was done without it
-            state |= dict(curve=[], losses=[], settings=NEW_IN_2 | state["settings"])
-        if version in (1, 2):
-            state |= dict(settings=NEW_IN_3 | state["settings"])
-        types = dict(settings=dict, digests=dict, step=int, factors=dict, optimizer=dict, curve=list, losses=list)
-        sound = sound and all(type(state[key]) is kind for key, kind in types.items())
-        own, found = {field.name for field in fields(Settings)}, state["settings"].keys()
-        if sound and (version not in (1, 2, VERSION) or own != found):
-            raise _of_another_version(out, sorted(own ^ found))
-        sound = sound and state["digests"].keys() == {"data", "base"} and 0 <= state["step"]
-    except RunError:
-        raise
+        yield
     except Exception:  # torch raises half a dozen kinds here
-        sound = False
-    if not sound:
-        raise _damaged(out)
-    return state
-
-
-def _of_another_version(out, differ):
-    why = f" (in the settings {', '.join(map(str, differ[:5]))})" if differ else ""
-    return RunError(
-        f"{out / RESUME} was written by another version of the course{why}: go on with that version, or choose another "
-        "--out for a new run"
-    )
-
-
-def _damaged(out):
-    return RunError(
-        f"{out / RESUME} is damaged: the adapter beside it may be sound; for a new run choose another --out"
-    )
-
-
-def read_report(folder: Path | None) -> dict:
-    """What `run.json` beside an adapter says of the run that made it; empty where there is none."""
-    try:
-        report = json.loads((folder.expanduser() / REPORT).read_text(encoding="utf-8")) if folder else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return report if isinstance(report, dict) and isinstance(report.get("base"), str) else {}
+        raise RunError(
+            f"{path} is damaged, or another version of the course wrote it: the adapter beside it may be sound; for a "
+            "new run choose another --out"
+        ) from None

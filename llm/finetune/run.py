@@ -1,15 +1,15 @@
 """One fine-tune, by LoRA or a relative, of any base on any text, as a generator of steps: saved as it goes.
 
-The adapter's folder holds the adapter in PEFT's format and, until the run is through, `resume.pt`: settings, factors,
+The adapter's folder holds the adapter in PEFT's format and, until the run has finished, `resume.pt`: settings, factors,
 optimizer state, step. What is random at a step depends on (seed, step, process) alone, so there is no other state.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,17 +20,17 @@ from llm.adapters.folder import CONFIG
 from llm.bases import Base
 from llm.errors import CourseError, RunError, SettingError
 from llm.finetune.settings import COURSE_RATE, OTHER_RATE, TIMES, Settings
-from llm.finetune.targets import targets_of
+from llm.finetune.target_words import targets_of
 from llm.finetune.torchrun import ALONE, Group, guarded
 from llm.model import GPTConfig
+from llm.paths import user_path
 from llm.quantize import four_bit_layers
 from llm.relatives import METHODS, layers_of
-from llm.text.dataset import Dataset, load_dataset
+from llm.text.dataset import Dataset, load_dataset, names
 from llm.text.examples import JOIN
 from llm.training import Step, evaluate, make_optimizer, train
 
 RESUME, REPORT = "resume.pt", "run.json"
-VERSION = 3  # of what RESUME holds: 2 has a version, the curve, and the settings of `resume.NEW_IN_2`, 3 NEW_IN_3
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Run:
     data: Dataset
     optimizer: torch.optim.Optimizer
     group: Group
-    digests: dict[str, str]  # of the text and of the base, to resume with the same
+    digests: dict[str, str]  # of the text, the base and its tokenizer, to resume with the same
     done: int = 0
     curve: list[tuple[int, float]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -55,18 +55,14 @@ class Run:
         """Train on; the loss of each step is the whole batch's. Saves every `every` steps, at the end, and when `stop`
         says so after a step, which then was the last.
 
-        Raises TrainingError as `train` does, PeerError when another process is gone, OSError when the disk is full;
-        what was saved last can be resumed.
+        Raises TrainingError as `train` does, PeerError when another process is gone, AdapterError when the adapter cannot
+        be saved, OSError when the disk is full; what was saved last can be resumed.
         """
-        s, model = self.settings, self.base.model
-        if every < 1:
-            raise SettingError(f"--every {every} makes no sense: save every so many steps, from 1 up")
-        if not self.done:
-            self.save()  # a folder that takes no file is found before the first step, not after the last
-        loss = guarded(self.group.loss, model, self.base.loss)
-        options = dict(steps=s.steps, lr=s.lr, optimizer=self.optimizer, start=self.done, loss=loss)
-        options |= dict(precision=s.precision, accumulate=s.accumulate)
-        with closing(train(model, self._batches(), **options)) as training:
+        s, loss = self.settings, self.group.loss(self.base.loss)
+        options = dict(optimizer=self.optimizer, start=self.done, precision=s.precision, accumulate=s.accumulate)
+        with closing(train(self.base.model, self._batches(), steps=s.steps, lr=s.lr, loss=loss, **options)) as training:
+            if not self.done:
+                self.save()  # a folder that takes no file is found before the first step, not after the last
             while step := guarded(next, training, None):
                 self.done = step.index + 1
                 whole, stopping = guarded(self.group.agree, step.loss, stop())
@@ -76,8 +72,8 @@ class Run:
                 yield replace(step, loss=whole)
                 if stopping:
                     break
-        if self.done == s.steps and self.group.rank == 0:
-            (self.out / RESUME).unlink(missing_ok=True)
+            if self.done == s.steps and self.group.rank == 0:
+                (self.out / RESUME).unlink(missing_ok=True)
 
     def counts(self) -> tuple[int, int]:
         """Parameters that train, and all there are with the adapter's, those in four bits among them."""
@@ -92,21 +88,29 @@ class Run:
         return self.curve[-1][1]
 
     def save(self) -> None:
-        """Write what a resumed run needs, then the adapter; a kill leaves each as it was or as it is."""
+        """Write the adapter and what a resumed run needs; a refusal, a full disk or a kill leaves what can be resumed.
+
+        The adapter goes first, as it may refuse: a run that is killed between the two does a few steps again.
+        """
         if self.group.rank:
             return
-        factors = {path: [t.detach().cpu() for t in own] for path, own in learned(self.base.model).items()}
-        state = dict(version=VERSION, settings=asdict(self.settings), digests=self.digests, step=self.done)
-        state |= dict(factors=factors, optimizer=self.optimizer.state_dict(), curve=self.curve, losses=self.losses)
-        files.replace(self.out / RESUME, partial(torch.save, state))
-        save_adapter(self.base.model, self.out)
+        factors = {path: [t.detach().cpu() for t in layer] for path, layer in learned(self.base.model).items()}
+        state = dict(settings=asdict(self.settings), digests=self.digests, step=self.done, factors=factors)
+        state |= dict(optimizer=self.optimizer.state_dict(), curve=self.curve, losses=self.losses)
         report = asdict(self.settings) | dict(done=self.done, completes=self.data.completes, join=JOIN)
-        files.replace(self.out / REPORT, lambda path: path.write_text(json.dumps(report, indent=2) + "\n", "utf-8"))
+        report |= dict(base=_portable(self.settings.base, self.out), data=Path(self.settings.data).name)
+
+        def write(path):
+            torch.save(state, path)
+            save_adapter(self.base.model, self.out, self.base.origin)
+            files.replace(self.out / REPORT, lambda to: to.write_text(json.dumps(report, indent=2) + "\n", "utf-8"))
+
+        files.replace(self.out / RESUME, write)
 
     def _batches(self):
         for i, batch in enumerate(self.data.batches(self.settings.rows, self.settings.seed, self.done), self.done):
-            said = f"{self.settings.seed} {i} {self.group.rank}"
-            torch.manual_seed(int.from_bytes(hashlib.sha256(said.encode()).digest()[:7], "big"))  # for dropout
+            drawn = f"{self.settings.seed} {i} {self.group.rank}"
+            torch.manual_seed(int.from_bytes(hashlib.sha256(drawn.encode()).digest()[:7], "big"))  # for dropout
             yield batch
 
 
@@ -118,42 +122,46 @@ def learned(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
 def begin(settings: Settings, out: Path, device: str = "cpu", group: Group = ALONE) -> Run:
     """A new run, its model loaded and wrapped; nothing is written yet.
 
-    Raises RunError when `out` is in use, and the CourseError of whatever is wrong in the settings, the text or the base.
+    Raises RunError when `out` holds a run or an adapter, and the CourseError of whatever is wrong in the settings, the
+    text or the base.
     """
     if (out / RESUME).exists():
         raise RunError(f"{out} holds a run that was stopped: add --resume to go on, or choose another --out")
     if (out / CONFIG).exists():
         raise RunError(f"{out} holds an adapter already: choose another --out, or move it away")
-    if out.exists() and not out.is_dir():
-        raise RunError(f"{out} is a file: choose another --out")
     return prepare(settings, out, device, group)
 
 
-def together(make: Callable[[], Run], group: Group) -> Run:
-    """`make()`, once every process of the group has a run, and it is the same one.
+@contextmanager
+def together(make: Callable[[], Run], out: Path, group: Group = ALONE) -> Iterator[Run]:
+    """The run that `make` returns, once every process of the group has the same; the group has `out` to itself meanwhile.
 
-    Raises RunError in all of them when one could not make its run, or when they differ.
+    Raises RunError when another run is at work in `out`, and in all processes when one has no run or they differ.
     """
-    if group.size == 1:
-        return make()
-    run, problem = None, None
-    try:
-        run = make()
-    except (CourseError, OSError) as error:
-        problem = str(error)
-    mine = problem, run and (asdict(run.settings) | dict(data="", base=""), run.digests, run.done, _drawn(run))
-    problems, runs = zip(*guarded(group.gather, mine))
-    for rank, said in enumerate(problems):
-        if said:
-            raise RunError(said if rank == 0 else f"process {rank}: {said}")
-    if any(other != runs[0] for other in runs):
-        raise RunError("the processes differ in settings, text or base: start all of them with the same")
-    return run
+    run = problem = None
+    with ExitStack() as claim:
+        try:
+            if group.rank == 0:
+                claim.enter_context(files.claim(out))
+            run = make()
+        except (CourseError, OSError) as error:
+            if group.size == 1:
+                raise
+            problem = str(error)
+        if group.size > 1:
+            mine = run and (asdict(run.settings) | dict(data="", base=""), run.digests, run.done, _drawn(run))
+            problems, runs = zip(*guarded(group.gather, (problem, mine)))
+            refusals = [f"process {rank}: " * (rank > 0) + text for rank, text in enumerate(problems) if text]
+            if any(other != runs[0] for other in runs):
+                refusals.append("the processes differ in settings, text or base: start all of them with the same")
+            if refusals:
+                raise RunError(refusals[0])
+        yield run
 
 
 def _drawn(run):
-    """A digest of A and B: they are drawn in each process, and are not sent."""
-    factors = [p.detach().cpu().numpy().tobytes() for own in learned(run.base.model).values() for p in own]
+    """A digest of A and B: each process draws them by itself, and they are not sent."""
+    factors = [p.detach().cpu().numpy().tobytes() for layer in learned(run.base.model).values() for p in layer]
     return hashlib.sha256(b"".join(factors)).hexdigest()
 
 
@@ -166,15 +174,43 @@ def prepare(settings: Settings, out: Path, device: str = "cpu", group: Group = A
     data = load_dataset(settings.data, base.tokenizer, base.context, settings.block, settings.skip_long)
     if settings.checkpointing:
         base.model.gradient_checkpointing_enable()
-    digests = {"data": data.digest, "base": fingerprint(base.model)}
+    digests = {"data": data.digest, "base": fingerprint(base.model), "tokenizer": base.tokenizer.digest}
+    for name, ours in (("base", bases.NAMES), ("data", names())):  # a run goes on from any folder
+        if (value := getattr(settings, name)) not in ours:
+            settings = replace(settings, **{name: os.path.abspath(user_path(value))})
     if settings.lr is None:
         small = getattr(base.model, "config", None) == GPTConfig()
         settings = replace(settings, lr=TIMES.get(settings.method, 1) * (COURSE_RATE if small else OTHER_RATE))
     torch.manual_seed(settings.seed)
+    method, chosen = METHODS[settings.method], dict(start=settings.start, dropout=settings.dropout)
+    targets = targets_of(settings.targets)
     try:
-        chosen = dict(targets=targets_of(settings.targets), start=settings.start, dropout=settings.dropout)
-        method = METHODS[settings.method]
-        method.prepare(base.model, settings.rank, settings.alpha, settings.scaling, **chosen)
+        method.prepare(base.model, settings.rank, settings.alpha, settings.scaling, targets=targets, **chosen)
     except ValueError as error:  # `lora.py` knows none of our errors
         raise SettingError(str(error)) from None
     return Run(settings, out, base, data, make_optimizer(base.model, method.rates(settings.lr)), group, digests)
+
+
+def _portable(base, out):
+    """A base's name, or the way to its folder from the adapter's, which says nothing of the machine."""
+    if base in bases.NAMES:
+        return base
+    try:
+        way = Path(os.path.relpath(base, os.path.realpath(out))).as_posix()
+    except ValueError:  # on Windows, from one drive to another
+        way = Path(base).name
+    return f"./{way}" if way in bases.NAMES else way
+
+
+def read_report(folder: Path | None) -> dict:
+    """What `run.json` in the folder of an adapter or a merged base says of the run; empty where there is none.
+
+    base: a name of `bases.NAMES`, or the absolute path of a folder, which the file names as seen from the adapter's.
+    """
+    try:
+        report = dict(json.loads((user_path(folder) / REPORT).read_text(encoding="utf-8")))
+        if (base := report.get("base", "course")) not in bases.NAMES:
+            report["base"] = os.path.normpath(os.path.join(os.path.realpath(user_path(folder)), base))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+    return report

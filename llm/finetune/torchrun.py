@@ -1,7 +1,7 @@
-"""The processes of one training run, as `torchrun` starts them: each takes its rows of every batch, all take one step.
+"""The processes of one training run: each takes its rows of every batch, all take one step.
 
-Each process makes the whole batch and keeps its own rows of it, so no data travel: only the gradients of what trains
-do, A and B, through DistributedDataParallel over gloo on CPUs and NCCL on GPUs.
+Each process makes the whole batch and keeps its own rows of it, so no data travel. What travels is the gradients of what
+trains, A and B, once a step, over gloo on CPUs and NCCL on GPUs.
 """
 
 import os
@@ -10,12 +10,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-import torch.nn as nn
-from torch.nn.parallel import DistributedDataParallel
 
-from llm.errors import PeerError
-from llm.loss import IGNORE
-from llm.training import Loss
+from llm.errors import PeerError, RunError
+from llm.training import Loss, SharedLoss, best_device
 
 
 @dataclass(frozen=True)
@@ -25,80 +22,73 @@ class Group:
     rank: int = 0
     size: int = 1
 
-    def loss(self, model: nn.Module, loss: Loss) -> Loss:
-        """`loss` of a whole batch, computed from this process's rows: its gradient is the whole batch's.
+    def loss(self, loss: Loss) -> Loss | SharedLoss:
+        """`loss` of whole batches, for `train`, of which this process grades every `size`-th row.
 
-        DDP averages the processes' gradients, as if each had counted as many tokens; so each mean is weighted by its
-        share of the batch's counted tokens, times `size`.
+        `together` has compared the bases and every A, so none of them has to travel.
         """
-        if self.size == 1:
-            return loss
-        # `together` has seen that the bases are the same, and each process draws the same A: nothing of them has to travel
-        buffers = "broadcast_buffers" if torch.__version__ < "2.13" else "forward_sync_buffers"
-        wrapped = DistributedDataParallel(_Loss(model, loss), init_sync=False, **{buffers: False})
+        return loss if self.size == 1 else SharedLoss(loss, self.rank, self.size, self._add)
 
-        def share(model, x, y):
-            mine = slice(self.rank, None, self.size)
-            weight = _counted(y[mine]) * self.size / _counted(y)
-            return wrapped(x[mine], y[mine]) * weight
-
-        return share
+    def _add(self, parameters, loss):
+        """One call for all gradients and the loss, also where this process had nothing to grade: the others wait for it."""
+        for p in parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        sums = torch.cat([loss.reshape(1), *(p.grad.flatten() for p in parameters)])
+        dist.all_reduce(sums)
+        loss, *gradients = sums.split([1, *(p.numel() for p in parameters)])
+        for p, gradient in zip(parameters, gradients):
+            p.grad.copy_(gradient.view_as(p))
+        return loss[0]
 
     def agree(self, loss: float, stop: bool) -> tuple[float, bool]:
-        """The whole batch's loss from each process's weighted one, and whether any process wants to stop."""
+        """The mean over the processes of the whole batch's loss, and whether any of them wants to stop."""
         if self.size == 1:
             return loss, stop
-        both = torch.tensor([loss / self.size, float(stop)], dtype=torch.float64, device=_device())
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        both = torch.tensor([loss / self.size, float(stop)], dtype=torch.float64, device=device)
         dist.all_reduce(both)
         return both[0].item(), both[1].item() > 0
 
     def gather(self, value: object) -> list:
-        """What each process says, in the order of their ranks."""
-        if self.size == 1:
-            return [value]
-        found = [None] * self.size
-        dist.all_gather_object(found, value)
-        return found
+        """The `value` of each process, in the order of their ranks."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
 
 ALONE = Group()
 
 
-class _Loss(nn.Module):
-    """DDP averages what its module's forward led to, so forward is the loss."""
+def join(device: str) -> tuple[torch.device, Group]:
+    """The device called `device` for this process, and the group that it was started in, or ALONE.
 
-    def __init__(self, model, loss):
-        super().__init__()
-        self.model, self.loss = model, loss
-
-    def forward(self, x, y):
-        return self.loss(self.model, x, y)
-
-
-def _counted(targets):
-    return int((targets != IGNORE).sum())
-
-
-def _device():
-    return "cuda" if dist.get_backend() == "nccl" else "cpu"
-
-
-def join(device: torch.device) -> Group:
-    """The group that torchrun has started this process in, or ALONE. `device` decides between NCCL and gloo.
-
-    Raises PeerError when the processes do not find each other.
+    The environment says which, as torchrun or a script under SLURM sets it for torch's `env://`. Raises
+    SettingError as `best_device` does, RunError when a variable is missing or makes no sense, and PeerError when the
+    processes do not find each other.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
-        return ALONE
+    defaults = dict(WORLD_SIZE="1", RANK="", LOCAL_RANK="0", MASTER_ADDR="", MASTER_PORT="")
+    values = {name: os.environ.get(name) or default for name, default in defaults.items()}
+    size = values["WORLD_SIZE"]
+    if size == "1":
+        return best_device(device), ALONE
+    for name, value in values.items():  # clusters and notebooks set some of them for themselves
+        sound = value if name == "MASTER_ADDR" else value.isdecimal() and len(value) < 6
+        sound = sound and not (name == "WORLD_SIZE" and int(value) < 1 or name == "RANK" and int(value) >= int(size))
+        if not sound or name == "MASTER_PORT" and not 0 < int(value) < 2**16:
+            what = f"{name} says {value}" if value else f"{name} is not set"
+            what = what if name == "WORLD_SIZE" else f"WORLD_SIZE says {size}, but {what}"
+            raise RunError(f"{what}: use torchrun, or set it right, or unset WORLD_SIZE")
+    device = best_device(device, int(values["LOCAL_RANK"]))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     guarded(dist.init_process_group, "nccl" if device.type == "cuda" else "gloo")
-    return Group(dist.get_rank(), dist.get_world_size())
+    return device, Group(dist.get_rank(), dist.get_world_size())
 
 
 def leave(group: Group) -> None:
     """Give the connections back."""
-    if group.size > 1 and dist.is_initialized():
+    if group.size > 1:
         dist.destroy_process_group()
 
 

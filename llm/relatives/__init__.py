@@ -15,21 +15,5 @@
 IA3; `prefixes.py` what stands before the text. Knows nothing of adapters on disk.
 """
 
-from llm.relatives.layers import DoraLinear, Ia3Linear, PissaLinear
+from llm.relatives.layers import DoraLinear, Ia3Linear, LoraFaLinear, PissaLinear
 from llm.relatives.methods import METHODS, OPTIONS, Method, disabled, layers_of, merge, method_of, remove
-
-__all__ = [
-    *(
-        "METHODS",
-        "OPTIONS",
-        "DoraLinear",
-        "Ia3Linear",
-        "Method",
-        "PissaLinear",
-        "disabled",
-        "layers_of",
-        "merge",
-        "method_of",
-    ),
-    "remove",
-]

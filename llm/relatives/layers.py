@@ -10,6 +10,15 @@ import torch.nn.functional as F
 
 from llm.lora import LoraLinear
 from llm.quantize import Linear4bit
+from llm.surgery import weight_like
+
+
+class LoraFaLinear(LoraLinear):
+    """LoRA whose A stays as it was drawn: B alone trains (Zhang et al. 2023, arXiv 2308.03303)."""
+
+    def __init__(self, base: nn.Linear, *args, **options):
+        super().__init__(base, *args, **options)
+        self.A.requires_grad_(False)
 
 
 class DoraLinear(LoraLinear):
@@ -54,22 +63,29 @@ class PissaLinear(LoraLinear):
 
     W = U S V.T;   A0 = U_r sqrt(S_r / s) (in, r),   B0 = sqrt(S_r / s) V_r.T (r, out)
 
-    So A B is not zero at the start, and the output is yet the base's, up to rounding (Meng et al. 2024, arXiv
-    2404.02948, section 3). `residual` is R as torch keeps it, (out, in); `base` stays what it was, so that the layer
-    can be taken off. Raises ValueError when W is not finite or in four bits, or alpha is not above 0.
+    A B is not zero at the start, and yet the output is the base's, up to rounding (Meng et al. 2024, arXiv 2404.02948,
+    section 3). `residual` is R as torch keeps it, (out, in). `base` stays what it was, so that the layer can be taken off.
     """
 
     def __init__(self, base: nn.Linear, r: int = 8, alpha: float = 16.0, *args, **options):
-        refuse_no_parts(base, alpha)
         super().__init__(base, r, alpha, *args, **options)
         W = base.weight.detach().to(self.A.dtype)
         V, S, Ut = torch.linalg.svd(W, full_matrices=False)  # of the transpose: (out, k), (k,), (k, in)
         root = (S[:r] / self.scale).sqrt()
         with torch.no_grad():
             self.A.copy_((root[:, None] * Ut[:r]).T), self.B.copy_((V[:, :r] * root).T)
-            made = dict(A0=self.A.clone(), B0=self.B.clone(), residual=(W - super().update()).to(base.weight.dtype))
-        for name, tensor in made.items():
-            self.register_buffer(name, tensor, persistent=False)
+        self.register_buffer("A0", self.A.detach().clone(), persistent=False)
+        self.register_buffer("B0", self.B.detach().clone(), persistent=False)
+        self.register_buffer("residual", (W - super().update().detach()).to(base.weight.dtype), persistent=False)
+
+    @staticmethod
+    def check(base: nn.Linear, r: int, alpha: float, *options) -> None:
+        """Raise ValueError as `LoraLinear.check` does, and unless `base` has singular parts that alpha can scale."""
+        if isinstance(base, Linear4bit):
+            raise ValueError("PiSSA over four bits would keep a dense residual of each layer: take lora, dora or ia3")
+        LoraLinear.check(base, r, alpha, *options)
+        if not (alpha > 0 and base.weight.isfinite().all()):
+            raise ValueError(f"PiSSA needs weights that are finite and an alpha above 0, which here is {alpha:g}")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.enabled:
@@ -89,20 +105,11 @@ class PissaLinear(LoraLinear):
         s A B - s A0 B0 = s [A, A0] [B; -B0] (the paper's appendix). Where 2r is more than W's smaller side, that many.
         """
         A, B = torch.cat((self.A, self.A0), dim=1), torch.cat((self.B, -self.B0))
-        if A.size(1) <= min(self.in_features, self.out_features):
+        smaller = min(self.in_features, self.out_features)
+        if A.size(1) <= smaller:
             return A, B
-        product, eye = A @ B, torch.eye(min(self.in_features, self.out_features), dtype=A.dtype, device=A.device)
-        return (product, eye) if self.out_features <= self.in_features else (eye, product)
-
-
-def refuse_no_parts(base: nn.Linear, alpha: float) -> None:
-    """Raise ValueError unless PiSSA can take `base` apart, and put it together again."""
-    if not alpha > 0:
-        raise ValueError(f"alpha={alpha:g} makes no sense for PiSSA, which divides by it: give a number above 0")
-    if isinstance(base, Linear4bit):
-        raise ValueError("PiSSA over four bits would keep a dense residual of each layer: take lora, dora or ia3")
-    if base.weight.is_floating_point() and not base.weight.isfinite().all():
-        raise ValueError("a weight of the base is NaN or infinite, and has no singular values: load the base again")
+        eye = torch.eye(smaller, dtype=A.dtype, device=A.device)
+        return (A @ B, eye) if self.out_features == smaller else (eye, A @ B)
 
 
 class Ia3Linear(nn.Module):
@@ -116,8 +123,8 @@ class Ia3Linear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.side, self.first = base.in_features, base.out_features, side, first
         size = (base.out_features if side == "out" else base.in_features) - first
-        precision = torch.promote_types(base.weight.dtype, torch.float32)
-        self.l = nn.Parameter(torch.ones(size, dtype=precision, device=base.weight.device))
+        W = weight_like(base)
+        self.l = nn.Parameter(torch.ones(size, dtype=torch.promote_types(W.dtype, torch.float32), device=W.device))
         self.enabled = True
         self.base = base.requires_grad_(False)
         self.train(base.training)
@@ -144,12 +151,3 @@ class Ia3Linear(nn.Module):
     def bias(self) -> torch.Tensor | None:
         b = self.base.bias
         return (b * self.factors()).to(b.dtype) if b is not None and self.side == "out" and self.enabled else b
-
-    def merged(self) -> nn.Linear:
-        """A plain linear with a weight and bias of its own that says the same."""
-        W, b = self.weight, self.bias
-        linear = nn.Linear(self.in_features, self.out_features, bias=b is not None, device="meta")
-        linear.weight = nn.Parameter(W.detach().clone(), requires_grad=False)
-        if b is not None:
-            linear.bias = nn.Parameter(b.detach().clone(), requires_grad=False)
-        return linear.train(self.training)

@@ -23,17 +23,16 @@ class Prompt(nn.Module):
         super().__init__()
         table = model.transformer.wte.weight
         self.length = length
-        self.p = nn.Parameter(
-            table[torch.randint(min(COMMON, len(table)), (length,)).to(table.device)].detach().float()
-        )
+        ids = torch.randint(min(COMMON, len(table)), (length,)).to(table.device)
+        self.p = nn.Parameter(table[ids].detach().float())
 
     def forward(self, model: GPT, rows: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Each block's keys and values (rows, heads, length, C / heads)."""
-        x, made = self.p[None].to(model.transformer.wte.weight.dtype), []
+        x, past = self.p[None].to(model.transformer.wte.weight.dtype), []
         for block in model.transformer.h:
             x, present = block(x)
-            made.append(tuple(t.expand(rows, -1, -1, -1) for t in present))
-        return made
+            past.append(tuple(t.expand(rows, -1, -1, -1) for t in present))
+        return past
 
 
 class Prefix(nn.Module):
@@ -47,9 +46,9 @@ class Prefix(nn.Module):
     def __init__(self, model: GPT, length: int):
         super().__init__()
         with torch.no_grad():
-            made = Prompt(model, length)(model, 1)
+            past = Prompt(model, length)(model, 1)
         self.length = length
-        self.keys, self.values = (nn.Parameter(torch.cat(t).float()) for t in zip(*made))
+        self.keys, self.values = (nn.Parameter(torch.cat(t).float()) for t in zip(*past))
 
     def forward(self, model: GPT, rows: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         dtype = model.transformer.wte.weight.dtype

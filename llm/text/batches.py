@@ -29,8 +29,8 @@ def endless(make: Callable[[int], Batch], seed: int, start: int = 0) -> Iterator
 
 
 def draw(n: int, rows: int, seed: int) -> torch.Tensor:
-    """`rows` numbers below `n`, drawn with `seed` (rows,)."""
-    return torch.randint(n, (rows,), generator=torch.Generator().manual_seed(seed))
+    """`rows` numbers below `n`, drawn with `seed` (rows,), which may be larger than torch takes it."""
+    return torch.randint(n, (rows,), generator=torch.Generator().manual_seed(seed % 2**63))
 
 
 def batches(
@@ -65,7 +65,7 @@ def heldout_batches(
     """Up to `limit` batches of windows spread evenly over `tokens`: the same ones every time."""
     block = _check(tokens, block, begin)
     count = min(rows * limit, (len(tokens) - 1) // block)
-    at = torch.linspace(0, len(tokens) - block - 1, count).long()
+    at = torch.arange(count) * (len(tokens) - block - 1) // max(count - 1, 1)  # float32 is not exact above 2**24
     return [_windows(tokens, some, block, begin) for some in at.split(rows)]
 
 

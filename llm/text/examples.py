@@ -21,8 +21,13 @@ def ask(prompt: str, join: str | None = JOIN) -> str:
 
 
 def example(prompt: str, completion: str, tokenizer: Tokenizer = GPT2) -> Example:
-    """Prompt and completion as tokens: the beginning token, if there is one, before them and the end token behind."""
-    return tokenizer.start(ask(prompt)), [*tokenizer.encode(completion), tokenizer.end]
+    """Prompt and completion as tokens: the beginning token, if there is one, before them and the end token behind.
+
+    A completion is encoded as it stands behind its prompt: many tokenizers put a blank before what begins a text.
+    """
+    start, whole = tokenizer.start(ask(prompt)), tokenizer.start(ask(prompt) + completion)
+    behind = whole[len(start) :] if whole[: len(start)] == start else tokenizer.encode(completion)
+    return start, [*behind, tokenizer.end]
 
 
 def length(row: Example) -> int:

@@ -1,76 +1,85 @@
 """The rows of a learner's `.jsonl`: a prompt and a completion a line, and a sentence for anything else."""
 
 import json
+import re
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
 from llm.errors import TextError
-from llm.text.examples import Example, example, length
+from llm.text.examples import Example, ask, example, length
+from llm.text.txt import check_text, losses
 from llm.tokenizer import Tokenizer
 
+KEYS = "prompt", "completion"
 WANTED = 'a line is {"prompt": "...", "completion": "..."}'
+# What shows in a line that is not as `WANTED`, and the cure. The first pattern that matches decides.
+CURES = {
+    r"^\s*\[": f"give each row of the array a line of its own, as `jq -c '.[]'` does; {WANTED}",
+    r"\}\s*,\s*$": "remove the comma after each row",
+    r"^\s*\{\s*['“”‘’]": "write straight double quotes, as JSON has them",
+    r"^\s*\{(.*[^}\s])?\s*$": "the row is cut off, or takes several lines: give each row one line, as `jq -c .` does",
+    r'"(messages|conversations|prompt|completion)"\s*:\s*\[': f"make the last message of a chat the completion, and the text before it the prompt; {WANTED}",
+    '"instruction"': "rename Alpaca's 'output' to 'completion', and join 'instruction' and 'input' as the prompt",
+    '"chosen"': "rename 'chosen' to 'completion', without the prompt if it repeats that",
+    r'^\s*\{\s*"text"': "put texts without a prompt into a .txt file",
+}
 
 
 def read_rows(
     path: Path, text: str, tokenizer: Tokenizer, limit: int, skip_long: bool = False
-) -> tuple[list[Example], int]:
-    """The rows of `text`, which was read from `path`, as tokens, and how many were left out; blank lines are none.
+) -> tuple[list[Example], int, tuple[str, ...]]:
+    """The rows of `text`, which was read from `path`, as tokens, how many were left out, and notes; blank lines are none.
 
     limit: the most tokens of a row; skip_long: leave out what is longer. Raises TextError for the first line that is not
     as `WANTED`, and for all that are too long.
     """
-    rows, long = [], {}
+    rows, long, texts, keys = [], {}, [], Counter()
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            row = example(*_fields(f"{path}, line {number}", line), tokenizer)
+            fields = _fields(f"{path}, line {number}", line)
+            row = example(*(fields[key] for key in KEYS), tokenizer)
             if length(row) > limit:
                 long[number] = length(row)
             else:
                 rows.append(row)
+                keys.update(key[:40] for key in fields.keys() - KEYS)
+                texts += ask(fields["prompt"]), fields["completion"]
     if long and not skip_long:
+        numbers = ", ".join(map(str, [*long][:8])) + (f" and {len(long) - 8} more" if len(long) > 8 else "")
+        lines = f"line {numbers} is" if len(long) == 1 else f"lines {numbers} are"
         raise TextError(
-            f"{path}, {_lines([*long])} too long: up to {max(long.values())} tokens, and {limit} fit; shorten them, or "
+            f"{path}, {lines} too long: up to {max(long.values())} tokens, and {limit} fit; shorten them, or "
             "leave them out with --skip-long"
         )
-    return rows, len(long)
-
-
-def _lines(numbers, shown=8):
-    if len(numbers) == 1:
-        return f"line {numbers[0]} is"
-    more = len(numbers) - shown
-    named = ", ".join(map(str, numbers[:shown])) + (f" and {more} more" if more > 0 else "")
-    return f"lines {named} are"
+    return rows, len(long), losses(texts, tokenizer, keys)
 
 
 def _fields(where, line):
     try:
         row = json.loads(line, object_pairs_hook=partial(_once, where))
-        fields = [row[key] for key in ("prompt", "completion")]
-    except RecursionError:
-        raise TextError(f"{where} is nested too deeply: {WANTED}") from None
+        wrong = [key for key in KEYS if not isinstance(row[key], str) or not row[key].strip()]
+        if not wrong:
+            for key in KEYS:
+                check_text(row[key], f"{where}: its {key}")
+            return row
+        why = f"its {wrong[0]} is not a text or is empty"
     except json.JSONDecodeError as error:
-        raise TextError(f"{where} is not JSON ({error.msg} at column {error.colno}): {WANTED}") from None
-    except ValueError:  # Python reads no number of more than 4,300 digits
-        raise TextError(f"{where} holds a number that is too long: {WANTED}") from None
+        why = f"it is not JSON ({error.msg} at column {error.colno})"
+    except (RecursionError, ValueError):  # Python reads no number of more than 4,300 digits
+        why = "it is nested too deeply, or holds a number that is too long"
     except KeyError as error:
-        has = ", ".join(repr(key)[:40] for key in list(row)[:5]) or "nothing"
-        raise TextError(f"{where} has no {error}, it has {has}: {WANTED}") from None
+        why = f"it has no {error}, it has {', '.join(repr(key)[:40] for key in list(row)[:5]) or 'nothing'}"
     except TypeError:
-        raise TextError(f"{where} is not an object: {WANTED}") from None
-    for key, field in zip(("prompt", "completion"), fields):
-        if not isinstance(field, str) or not field.strip():
-            raise TextError(f"{where}: its {key} is not a text or is empty: {WANTED}")
-        if any(0xD800 <= ord(c) < 0xE000 for c in field):
-            raise TextError(f"{where}: its {key} holds half of a character (a lone surrogate): write it whole")
-    return fields
+        why = "it is not an object"
+    cure = next((cure for mark, cure in CURES.items() if re.search(mark, line)), WANTED)
+    raise TextError(f"{where}: {why}: {cure}")
 
 
 def _once(where, pairs):
     """An object from its pairs. Python itself would keep the last of two that have one key, and say nothing."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
+    row, keys = dict(pairs), [key for key, _ in pairs]
+    if len(row) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise TextError(f"{where}: the key {twice[:40]!r} stands twice: give each once")
     return row

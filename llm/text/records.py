@@ -108,18 +108,17 @@ def words(common: bool = False) -> tuple[str, ...]:
 
 def make_records(n: int, seed: int, schemas: tuple[Schema, ...] = (TASK,)) -> list[Record]:
     """`n` records, each of a schema drawn from `schemas`; the clauses of a sentence come in any order."""
-    rng = random.Random(seed)
-    return [_record(rng, rng.choice(schemas)) for _ in range(n)]
-
-
-def _record(rng, schema):
-    clauses = rng.sample(schema.clauses, len(schema.clauses))
-    values = {schema.object: rng.choice(words(schema.common))}
-    said = [f'{schema.verb} "{values[schema.object]}"']
-    for begins, key in clauses:
-        values[key] = rng.randrange(100) if begins in NUMBERS else rng.choice(words(schema.common))
-        said.append(f"{begins} {json.dumps(values[key])}")
-    return Record(" ".join(said) + ".", json.dumps({key: values[key] for key in schema.order}))
+    rng, records = random.Random(seed), []
+    for _ in range(n):
+        schema = rng.choice(schemas)
+        clauses = rng.sample(schema.clauses, len(schema.clauses))
+        values = {schema.object: rng.choice(words(schema.common))}
+        parts = [f'{schema.verb} "{values[schema.object]}"']
+        for begins, key in clauses:
+            values[key] = rng.randrange(100) if begins in NUMBERS else rng.choice(words(schema.common))
+            parts.append(f"{begins} {json.dumps(values[key])}")
+        records.append(Record(" ".join(parts) + ".", json.dumps({key: values[key] for key in schema.order})))
+    return records
 
 
 def make_facts(n: int = FACTS, seed: int = 18) -> list[Record]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from llm.adapters import load_adapter, save_adapter
 from llm.bases import transformers_models
 from llm.lora import apply_lora, lora_layers, merge_lora
-from llm.loss import CHUNK, IGNORE, multiplies_bfloat16
+from llm.loss import IGNORE, TILE, multiplies_bfloat16
 from llm.model import GPT, GPTConfig
 from llm.training import make_optimizer, own_loss, train
 
@@ -62,12 +62,12 @@ def _peft(model, r, names):
     return get_peft_model(model, LoraConfig(r=r, lora_alpha=16, target_modules=names))
 
 
-def whole_logits(model, x, y):
+def whole_logits(model, x, y, precision="float32"):
     """The loss as transformers works it out: from all the logits at once."""
     return F.cross_entropy(model(input_ids=x).logits.flatten(0, 1), y.flatten(), ignore_index=IGNORE)
 
 
-def under_autocast(model, x, y):
+def under_autocast(model, x, y, precision="float32"):
     with torch.autocast(x.device.type, torch.bfloat16):
         return whole_logits(model, x, y)
 
@@ -82,7 +82,7 @@ def timed(action) -> float:
 # training: an arm yields after each step, and what it yields is the step's seconds and what else it measured
 
 
-def library_loss(model, x, y):
+def library_loss(model, x, y, precision="float32"):
     """Our model's loss by torch's own chunked function, in float32."""
     options = torch.nn.LinearCrossEntropyOptions(chunking_method=None, batch_chunk_size=256)
     hidden = model.hidden(x)[0].flatten(0, 1)
@@ -106,7 +106,7 @@ def steps(make, loss=own_loss, rows=ROWS, block=BLOCK, kept=1.0, fused=True, dev
 
 
 def products(precision: str) -> Callable[[], None]:
-    """The matrix products of a LoRA step and nothing else, in the step's own precision and chunks."""
+    """The matrix products of a LoRA step and nothing else, in the step's own precision and tiles."""
     model, n, pairs = ours(8), ROWS * BLOCK, []
     for layer in lora_layers(model).values():
         W, A, B = layer.base.weight, layer.A, layer.B
@@ -117,16 +117,16 @@ def products(precision: str) -> Callable[[], None]:
     pairs += [(q, q.mT), (s, q), (q, q.mT), (s, q), (s, q), (s.mT, q)] * config.n_layer
     bf16 = precision == "auto" and multiplies_bfloat16(CPU)
     W = model.lm_head.weight.to(torch.bfloat16 if bf16 else torch.float32)
-    rows = CHUNK // 2
-    h, g = torch.randn(rows, d * config.n_head, dtype=W.dtype), torch.randn(rows, len(W), dtype=W.dtype)
-    pairs += [(h, W.T), (g, W)] * (n // rows)
+    rows, words = TILE
+    h, g = torch.randn(rows, d * config.n_head, dtype=W.dtype), torch.randn(rows, words, dtype=W.dtype)
+    pairs += [pair for w in W.split(words) for pair in ((h, w.T), (g[:, : len(w)], w))] * (n // rows)
+    return partial(multiply, pairs)
 
-    @torch.no_grad()
-    def multiply():
-        for a, b in pairs:
-            a @ b
 
-    return multiply
+@torch.no_grad()
+def multiply(pairs):
+    for a, b in pairs:
+        a @ b
 
 
 # text: the action writes NEW tokens behind 8, sampled among the 40 likeliest
@@ -136,6 +136,19 @@ def writing(batch: int, merged: bool, device=CPU) -> Callable[[], None]:
     model = ours(8).to(device)
     model = (merge_lora(model) if merged else model).eval()
     return partial(model.generate, torch.zeros(batch, 8, dtype=torch.long, device=device), NEW, top_k=40, seed=0)
+
+
+def writing_products(batch: int) -> Callable[[], None]:
+    """The matrix products of that and nothing else: of NEW tokens, each behind half a context."""
+    model, pairs = ours(8), []
+    for layer in lora_layers(model).values():
+        x, low = torch.randn(batch, layer.in_features), torch.randn(batch, layer.r)
+        pairs += [(x, layer.base.weight.T), (x, layer.A), (low, layer.B)]
+    config, d = model.config, model.config.n_embd // model.config.n_head
+    q, s, past = (torch.randn(batch, config.n_head, *size) for size in ((1, d), (1, BLOCK // 2), (BLOCK // 2, d)))
+    pairs += [(q, past.mT), (s, past)] * config.n_layer
+    pairs.append((torch.randn(batch, config.n_embd), model.lm_head.weight.T))
+    return partial(multiply, pairs * NEW)
 
 
 def writing_theirs(batch: int, device=CPU) -> Callable[[], None]:
@@ -198,6 +211,8 @@ ACTIONS = {
     "write, batch 1, merged": partial(writing, 1, True),
     "write, batch 16": partial(writing, 16, False),
     "write, batch 16, merged": partial(writing, 16, True),
+    "products of write, batch 1": partial(writing_products, 1),
+    "products of write, batch 16": partial(writing_products, 16),
     "write, batch 1, PEFT": partial(writing_theirs, 1),
     "write, batch 16, PEFT": partial(writing_theirs, 16),
     "swap": swapping,

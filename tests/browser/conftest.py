@@ -17,12 +17,15 @@ from statistics import median
 
 import pytest
 
+from llm.course import contents
+
 ROOT = Path(__file__).resolve().parents[2]
 SHOTS = ROOT / "build" / "screenshots"
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
 )
 HANG = 20 * 60  # seconds without an answer: a machine may be slow, and that is no failure
+FEW_STEPS = (ROOT / "tests" / "few_steps.py").read_text(encoding="utf-8")
 REQUIRED = os.environ.get("COURSE_NEEDS_BROWSER") == "1"  # set where a missing browser is a failure, not a skip
 QUIET = [
     f"--{flag}"
@@ -40,20 +43,22 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="no Chromium on this machine: install chromium to run these"))
 
 
-TIMES = {}  # what the tests measured, shown at the end of the run
-
-
 def pytest_terminal_summary(terminalreporter):
-    if TIMES:
+    """What the tests measured, of whichever process each ran in."""
+    found = {}
+    for report in terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", []):
+        for what, value in report.user_properties if report.when == "call" else ():
+            found.setdefault(what, []).append(value)
+    if found:
         terminalreporter.section("measured in the browser, milliseconds (median, slowest, of how many)")
-        for what, found in TIMES.items():
-            terminalreporter.write_line(f"{what:50} {median(found):6.0f} {max(found):6.0f} {len(found):4}")
+    for what, values in found.items():
+        terminalreporter.write_line(f"{what:50} {median(values):6.0f} {max(values):6.0f} {len(values):4}")
 
 
 @pytest.fixture
-def times():
+def times(request):
     """times(what, milliseconds): kept for the summary."""
-    return lambda what, value: TIMES.setdefault(what, []).append(value)
+    return lambda what, value: request.node.user_properties.append((what, value))
 
 
 @dataclass
@@ -124,7 +129,7 @@ class Notebook:
     """One notebook in JupyterLab: run it, find its widgets, see what the page and the kernel complained of."""
 
     def __init__(self, page, server, name):
-        self.name = name[:2]
+        self.name = name.removesuffix(".ipynb")[3:]
         self.page, self.server, self.folder, self.errors = page, server, server.folder, []
         self.logged = len(server.log.read_text())  # what came before is another notebook's, its kernel's end included
         page.set_default_timeout(1000 * HANG)
@@ -168,6 +173,22 @@ class Notebook:
         for i in range(cells):  # as long as it takes, while cell after cell comes to its end
             self.wait_for(f"{code}[{i}].model.executionCount !== null || window.kernelErrors.length")
         self.wait_for("app.shell.currentWidget.sessionContext.session.kernel.status === 'idle'")
+        assert not self.complaints()
+
+    def run(self, *parts, all_steps=False):
+        """On cleared outputs, run the one code cell that has each of these parts of a source, in this order.
+
+        What a widget needs, and no more: nbval runs each notebook as a whole. What trains in these cells takes three
+        steps unless `all_steps`.
+        """
+        self.clear()
+        if not all_steps:
+            self.run_code(FEW_STEPS)
+        for part in parts:
+            self.run_cell(part)
+            count = "app.shell.currentWidget.content.activeCell.model.executionCount"
+            self.wait_for(f"{count} !== null || window.kernelErrors.length")
+            self.wait_for("app.shell.currentWidget.sessionContext.session.kernel.status === 'idle'")
         assert not self.complaints()
 
     def run_code(self, code):
@@ -238,10 +259,11 @@ class Notebook:
 
 @pytest.fixture
 def open_notebook(server, browser):
-    """open_notebook(name) as a context: a fresh page and a fresh kernel, shut down after it."""
+    """open_notebook(subject) as a context: a fresh page and a fresh kernel, shut down after it."""
 
     @contextmanager
-    def opened(name):
+    def opened(subject):
+        name = contents.file_name(subject)
         # as it is stored: what JupyterLab saved of another test has widgets whose kernel is gone
         shutil.copyfile(ROOT / "notebooks" / name, server.folder / name)
         context = browser.new_context(viewport={"width": 1280, "height": 1000})

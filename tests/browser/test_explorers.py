@@ -1,10 +1,8 @@
-"""Every notebook run from JupyterLab's menu, and every explorer in it used as a person would: keys, mouse, extremes."""
+"""A notebook run from JupyterLab's menu, and every explorer used as a person would: keys, mouse, extremes."""
 
 import hashlib
 import re
 import time
-
-import pytest
 
 from llm.text.batches import UNSEEN
 from llm.text.records import make_records
@@ -90,8 +88,8 @@ def contrast(node, colour="color"):
     )
 
 
-def test_01_rank_matrix_layer_and_the_savings_curve(open_notebook, times):
-    with open_notebook("01_formula.ipynb") as book:
+def test_rank_matrix_layer_and_the_savings_curve(open_notebook, times):
+    with open_notebook("formula") as book:
         book.run_all()
         part = explorer(book, "numbers in A and B for .* in the matrix")
         use_slider(book, part, "rank r", "rank 1:", "rank 32:", times)
@@ -99,13 +97,13 @@ def test_01_rank_matrix_layer_and_the_savings_curve(open_notebook, times):
             before = picture(part)
             part.get_by_role("combobox", name="matrix").select_option(index=index)
             changed(lambda before=before: picture(part), before)
-        book.shot("01-rank")
+        book.shot("formula-rank")
 
         part = explorer(book, "the update is .* of W's length")
         use_slider(book, part, "rank r", "r = 1,", "r = 32,", times)
         use_slider(book, part, "alpha", "at alpha = 0 ", "at alpha = 16 ", times)
         use_slider(book, part, "width d", "d = 32:", "d = 128:", times)
-        book.shot("01-layer")
+        book.shot("formula-layer")
 
         part = book.page.locator(".llm-savings")
         part.scroll_into_view_if_needed()
@@ -116,7 +114,7 @@ def test_01_rank_matrix_layer_and_the_savings_curve(open_notebook, times):
         rank.focus()
         for key in ("ArrowRight", "ArrowLeft") * 4 + ("ArrowRight",):
             delay = book.delay(part, "svg", lambda key=key: book.page.keyboard.press(key))
-            times("01 savings: key press to curve", delay)
+            times("formula savings: key press to curve", delay)
         book.wait_for_text(part, "r = 16, d = 128")
         assert line.get_attribute("points") != before
         for key, r, d in (("End", 256, 16384), ("Home", 1, 32)):
@@ -125,20 +123,30 @@ def test_01_rank_matrix_layer_and_the_savings_curve(open_notebook, times):
                 for _ in range(20):
                     book.page.keyboard.press("ArrowRight" if key == "End" else "ArrowLeft")
             book.wait_for_text(part, f"r = {r}, d = {d:,}")
-        book.shot("01-savings")
+        book.shot("formula-savings")
 
         dark = "() => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })"
         book.page.evaluate(dark)
         book.wait_for("document.body.dataset.jpThemeLight === 'false'")
         assert contrast(part.locator("[role=status]")) > 4.5 and contrast(part.locator("svg text").first, "fill") > 4.5
         assert contrast(explorer(book, "the update is .* of W's length").locator("[role=status]")) > 4.5
-        book.shot("01-dark")
+        book.shot("formula-dark")
         assert not book.complaints()
 
 
-def test_02_a_rank_on_a_layers_delta_w(open_notebook, times):
-    with open_notebook("02_why_low_rank.ipynb") as book:
-        book.run_all()
+def test_a_rank_on_a_layers_delta_w(open_notebook, times):
+    with open_notebook("why_low_rank") as book:
+        book.run(
+            "from llm import spectra",
+            "TASKS = {",
+            "def full_finetune",
+            'W1 = {"records"',
+            'W1["shakespeare"] =',
+            "probe = load_base()",
+            "D = {task:",
+            "names = spectra.block_matrices",
+            "delta_explorer(blocks)",
+        )
         part = explorer(book, "of the energy in")
         use_slider(book, part, "rank r", "rank 1 of", "rank 64 of", times)
         for name in ("task", "layer"):
@@ -146,27 +154,29 @@ def test_02_a_rank_on_a_layers_delta_w(open_notebook, times):
             part.get_by_role("combobox", name=name).select_option(index=1)
             changed(lambda before=before: picture(part), before)
         part.get_by_role("combobox", name="layer").select_option(index=15)
-        book.shot("02")
+        book.shot("why-low-rank")
         part.get_by_role("combobox", name="task").select_option(index=0)
         handle, _ = labelled(part, "rank r")
         handle.focus()
         for key in ["Home"] + 7 * ["ArrowRight"]:
             book.page.keyboard.press(key)
         book.wait_for_text(part, "rank 8 of")
-        book.shot("explorer", part)  # README's, when this test runs alone: after the one above it is dark
+        book.shot("explorer", part)  # README's, with `all_steps` above and when this test runs alone: else it is dark
         assert not book.complaints()
 
 
-def test_03_targets_are_switched_on_and_off(open_notebook, times):
-    with open_notebook("03_wrapper.ipynb") as book:
-        book.run_all()
+def test_targets_are_switched_on_and_off(open_notebook, times):
+    with open_notebook("wrapper") as book:
+        book.run("import inspect", "class ChapterLoraLinear", "def chapter_apply_lora", "targets_explorer(ways)")
         part = explorer(book, "parameters train|nothing trains")
         book.wait_for_text(part, "65,536 parameters train, 208.5 times fewer")
         use_slider(book, part, "rank r", "8,192 parameters", "524,288 parameters", times)
         shown = picture(part)
         head = part.get_by_role("checkbox", name="lm_head")
         head.focus()
-        times("03 target: key press to picture", book.delay(part, "img", lambda: book.page.keyboard.press("Space")))
+        times(
+            "wrapper target: key press to picture", book.delay(part, "img", lambda: book.page.keyboard.press("Space"))
+        )
         book.wait_for_text(part, "58,577 parameters")  # r = 1: 8,192 and the head's 50,385
         changed(lambda: picture(part), shown)
         for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", "lm_head"):
@@ -178,7 +188,7 @@ def test_03_targets_are_switched_on_and_off(open_notebook, times):
         book.wait_for_text(part, "6,912,008 parameters train, 2.0 times fewer")
         changed(lambda: picture(part), shown)
         assert head.is_disabled()
-        book.shot("03")
+        book.shot("wrapper")
         way.select_option(index=2)
         book.wait_for_text(part, "13,665,280 parameters train, 1.0 times fewer")
         way.select_option(index=0)
@@ -186,21 +196,34 @@ def test_03_targets_are_switched_on_and_off(open_notebook, times):
         assert not book.complaints()
 
 
-def test_06_voices_are_swapped_and_the_footprint_follows(open_notebook, times):
-    with open_notebook("06_checkpoint_diet.ipynb") as book:
-        book.run_all()
+def test_voices_are_swapped_and_the_footprint_follows(open_notebook, times):
+    with open_notebook("checkpoint_diet") as book:
+        book.run(
+            "from pathlib import Path",
+            "W0 = snapshot(model)",
+            "streams = {",
+            "def learn(",
+            "    learn(name)",
+            "def weight(folder)",
+            "How many adapters of rank 8 fit",
+            'full, small = weight(shelf / "full")',
+            'PROMPT = "The people',
+            "Voices(load_base()",
+            "hundred = weight(",
+            "Footprint(",
+        )
         part = explorer(book, "swapped in|the prompt is empty")
         choice = part.get_by_role("combobox", name="adapter")
         for name in ("plays", "code", "records"):
             began = time.perf_counter()
             choice.select_option(label=name)
             book.wait_for_text(part, f"{name}: swapped in")
-            times("06 adapter: chosen to answered", 1000 * (time.perf_counter() - began))
+            times("checkpoint_diet adapter: chosen to answered", 1000 * (time.perf_counter() - began))
         assert part.locator("pre").count() == 4  # the base was heard first
         began = time.perf_counter()
         choice.select_option(label="plays")
         part.locator("b").filter(has_text="plays (chosen)").wait_for()
-        times("06 adapter: chosen again to shown", 1000 * (time.perf_counter() - began))
+        times("checkpoint_diet adapter: chosen again to shown", 1000 * (time.perf_counter() - began))
         prompt = part.get_by_role("textbox", name="prompt")
         prompt.fill("My lord,")
         prompt.press("Enter")
@@ -209,7 +232,7 @@ def test_06_voices_are_swapped_and_the_footprint_follows(open_notebook, times):
         prompt.fill(" ")
         prompt.press("Enter")
         book.wait_for_text(part, "the prompt is empty")
-        book.shot("06-voices")
+        book.shot("checkpoint-voices")
 
         part = book.page.locator(".llm-footprint")
         part.scroll_into_view_if_needed()
@@ -217,20 +240,20 @@ def test_06_voices_are_swapped_and_the_footprint_follows(open_notebook, times):
         slider.focus()
         for key in ("ArrowRight", "ArrowLeft") * 4:
             times(
-                "06 footprint: key press to curve",
+                "checkpoint_diet footprint: key press to curve",
                 book.delay(part, "svg", lambda key=key: book.page.keyboard.press(key)),
             )
         for key, expected in (("ArrowRight", "10,000 fine-tunes:"), ("ArrowLeft", "1 fine-tune:")):
             for _ in range(45):
                 book.page.keyboard.press(key)
             book.wait_for_text(part, expected)
-        book.shot("06-footprint")
+        book.shot("checkpoint-footprint")
         assert not book.complaints()
 
 
-def test_08_a_scheme_under_the_hand(open_notebook, times):
-    with open_notebook("08_qlora.ipynb") as book:
-        book.run_all()
+def test_a_scheme_under_the_hand(open_notebook, times):
+    with open_notebook("four_bits") as book:
+        book.run("import fmean", "from llm.course.four_bits import", "W = {", "rounding_explorer({")
         part = explorer(book, "bits a weight, .* off")
         use_slider(book, part, "block", "in blocks of 16:", "in blocks of 1024:", times)
         for name, index, says in (("format", 2, "int4 in blocks"), ("format", 1, "fp4 in blocks"), ("layer", 1, "fp4")):
@@ -240,13 +263,13 @@ def test_08_a_scheme_under_the_hand(open_notebook, times):
             changed(lambda before=before: picture(part), before)
         part.get_by_role("checkbox", name="double quantisation").click()
         book.wait_for_text(part, "absmaxes in 8 bits")
-        book.shot("08")
+        book.shot("four-bits")
         assert not book.complaints()
 
 
-def test_09_one_rate_for_all_methods(open_notebook, times):
-    with open_notebook("09_relatives.ipynb") as book:
-        book.run_all()
+def test_one_rate_for_all_methods(open_notebook, times):
+    with open_notebook("fair_comparison") as book:
+        book.run("import copy", "from llm.course.comparison import", "recorded = read_csv", "rate_explorer(recorded)")
         part = explorer(book, "for all, .* tried|each at its own rate")
         use_slider(book, part, "one rate", "rate 0.0001 for all", "rate 1 for all", times)
         before = picture(part)
@@ -254,14 +277,13 @@ def test_09_one_rate_for_all_methods(open_notebook, times):
         changed(lambda: picture(part), before)
         part.get_by_role("checkbox", name="each at its own best").click()
         book.wait_for_text(part, "each at its own rate")
-        book.shot("09")
+        book.shot("fair-comparison")
         assert not book.complaints()
 
 
-@pytest.mark.parametrize("name", ["04_fine_tune.ipynb", "05_rank_and_savings.ipynb"])
-def test_the_live_lab_trains_stops_answers_saves_and_resets(open_notebook, times, name):
-    with open_notebook(name) as book:
-        book.run_all()
+def test_the_live_lab_trains_stops_answers_saves_and_resets(open_notebook, times):
+    with open_notebook("fine_tune") as book:
+        book.run("from llm.course.widgets.lab import Lab", "Lab(task=", all_steps=True)
         part = book.page.locator(".widget-vbox").filter(has=book.page.get_by_role("button", name="Train")).last
         part.scroll_into_view_if_needed()
 
@@ -294,13 +316,13 @@ def test_the_live_lab_trains_stops_answers_saves_and_resets(open_notebook, times
         press("Save")
         book.wait_for_text(part, "saved to")
         assert (book.folder.parent / "adapters" / "mine" / "adapter_model.safetensors").exists()
-        book.shot(f"{name[:2]}-lab")
+        book.shot("fine-tune-lab")
         train()
         press("Reset")
         book.wait_for_text(part, "ready")
         assert not part.locator("pre").count()
         train()
-        book.run_cell("Lab(")  # again, mid-run: the old lab gives way to a new one
+        book.run_cell("Lab(task=")  # again, mid-run: the old lab gives way to a new one
         book.wait_for_text(part, "ready")
         train()
         press("Stop")
@@ -310,11 +332,9 @@ def test_the_live_lab_trains_stops_answers_saves_and_resets(open_notebook, times
 
 def test_two_runs_of_the_lab_stand_in_one_picture_and_the_better_one_answers(open_notebook):
     """A rate that is too hot, then rank and rate as the course sets them; README shows the screenshot."""
-    with open_notebook("04_fine_tune.ipynb") as book:
+    with open_notebook("fine_tune") as book:
         book.page.set_viewport_size(dict(width=1280, height=1400))  # the whole of it in one screenshot
-        book.clear()
-        book.run_cell("from llm.course.widgets.lab import Lab")
-        book.run_cell("Lab(")
+        book.run("from llm.course.widgets.lab import Lab", "Lab(task=", all_steps=True)
         part = book.page.locator(".widget-vbox").filter(has=book.page.get_by_role("button", name="Train")).last
         book.wait_for_text(part, "ready")
 

@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 from llm.adapters import load_adapter, save_adapter
 from llm.adapters.folder import TENSORS
 from llm.bases import load_base, transformers_models
+from llm.course import contents
 from llm.course.tasks import answers, score
 from llm.errors import TrainingError
 from llm.finetune.resume import resume
 from llm.finetune.run import begin
 from llm.finetune.settings import Settings
 from llm.lora import apply_lora, lora_disabled, lora_layers, merge_lora, remove_lora
-from llm.loss import IGNORE, head_precision, next_token_loss
+from llm.loss import IGNORE, tiled_loss
 from llm.model import GPT, GPTConfig
 from llm.paths import ROOT
 from llm.text.batches import UNSEEN
@@ -48,9 +49,9 @@ def problem(device, masked=0):
     return hidden.to(device).requires_grad_(True), weight.to(device).requires_grad_(True), targets.to(device)
 
 
-def loss_and_gradients(device, masked=0):
+def loss_and_gradients(device, masked=0, precision="float32"):
     hidden, weight, targets = problem(device, masked)
-    loss = next_token_loss(hidden, weight, targets)
+    loss = tiled_loss(hidden, weight, targets, precision)
     loss.backward()
     return [t.detach().cpu() for t in (loss, hidden.grad, weight.grad)]
 
@@ -90,8 +91,7 @@ def test_loss_and_gradients_are_the_cpus(masked):
 
 def test_in_bfloat16_they_are_within_its_rounding():
     exact = loss_and_gradients(CPU, 100)
-    with head_precision("bfloat16"):
-        rounded = loss_and_gradients(GPU, 100)
+    rounded = loss_and_gradients(GPU, 100, "bfloat16")
     assert off(rounded[0], exact[0]) < 1e-3
     assert 1e-6 < max(off(a, b) for a, b in zip(rounded, exact)) < 1e-2
 
@@ -299,11 +299,11 @@ def test_torchrun_with_more_processes_than_gpus_is_refused_in_a_sentence(tmp_pat
     assert ran.returncode != 0 and "has no GPU of its own" in ran.stderr
 
 
-@pytest.mark.parametrize("name", ["04_fine_tune", "05_rank_and_savings"])
+@pytest.mark.parametrize("name", ["fine_tune", "rank_and_savings", "time_and_memory"])
 def test_a_notebook_that_uses_a_gpu_keeps_its_claims_there(name, tmp_path):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel"), pytest.importorskip("ipywidgets")
-    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    notebook = nbformat.read(ROOT / "notebooks" / contents.file_name(name), as_version=4)
     patient = dict(timeout=1200, startup_timeout=1200, iopub_timeout=1200)
     run = partial(nbclient.NotebookClient, kernel_name="python3", resources={"metadata": {"path": ROOT / "notebooks"}})
     run(notebook, **patient).execute()

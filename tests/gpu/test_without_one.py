@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from llm import loss
+from llm.generation import sample
 from llm.lora import apply_lora
-from llm.loss import IGNORE, next_token_loss
-from llm.model import GPT, GPTConfig, sample
+from llm.loss import IGNORE, tiled_loss
+from llm.model import GPT, GPTConfig
 
 TINY = GPTConfig(n_layer=2, n_head=2, n_embd=16, vocab_size=97)
 
@@ -33,7 +34,7 @@ def test_whoever_reads_a_value_or_mixes_devices_fails_here(monkeypatch):
         torch.ones(3) + torch.ones(3, device="cpu")
     monkeypatch.setattr(loss, "_waits", lambda device: False)  # as on a processor, where rows that do not count go
     with pytest.raises((RuntimeError, NotImplementedError)):
-        next_token_loss(torch.ones(3, 2), torch.ones(5, 2), torch.tensor([1, 2, IGNORE]))
+        tiled_loss(torch.ones(3, 2), torch.ones(5, 2), torch.tensor([1, 2, IGNORE]))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -55,7 +56,7 @@ def test_a_step_reads_no_value_before_it_asks_for_its_loss(skip, checkpointing):
 def test_the_loss_and_its_gradients_wait_for_no_value(head_trains):
     hidden = torch.randn(20, 16, requires_grad=True)
     weight = torch.randn(97, 16, requires_grad=head_trains)
-    value = next_token_loss(hidden, weight, torch.full((20,), IGNORE))
+    value = tiled_loss(hidden, weight, torch.full((20,), IGNORE))
     value.backward()
     assert hidden.grad.shape == hidden.shape and (weight.grad is not None) == head_trains
 

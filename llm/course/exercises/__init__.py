@@ -1,5 +1,5 @@
-"""Checks of what the learner writes, a file a notebook. Only notebooks import from here.
+"""Checks of what the learner writes, one module for each subject. Only notebooks import them.
 
-`notebook_01.py`, `notebook_02.py`, `notebook_03.py`, `notebook_04.py`, `notebook_05.py`, `notebook_06.py`,
-`notebook_08.py`, `notebook_09.py`; and `speak.py`, how a check compares and what it says.
+`formula.py`, `low_rank.py`, `wrapper.py`, `fine_tuning.py`, `rank_and_alpha.py`, `checkpoints.py`, `time_and_memory.py`,
+`normal_float.py`, `dora_and_pissa.py`, `unfair_comparison.py`; and `speak.py`, which compares an answer with the usual mistakes and reports what it finds.
 """

@@ -1,82 +1,42 @@
-"""How a check speaks: it prints one line that says what is wrong, and never raises.
+"""How a check reports: it prints one line that names what is wrong, and it never raises.
 
-A wrong answer is compared with the usual slips, so that the line can name the one that was made.
+A wrong answer is compared with the usual slips, so that the line can name the learner's own mistake.
 """
 
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import wraps
 
 import numpy as np
 import torch
+import torch.nn as nn
 
 CHANGED = "an input has changed: `+=`, `*=` and the like write into the caller's own; write `a + b` instead"
+LEAF = "`+=` on a weight that trains: put it under `with torch.no_grad():`, or write to `.weight.data`"
 
 
 class Invitation(str):
-    """What to say of a stub that nobody has touched: no mistake yet, only where to begin."""
+    """The sentence for a stub that nobody has touched: it names no mistake, only where to begin."""
 
 
 def spoken(diagnose: Callable[..., str | None]) -> Callable[..., None]:
-    """A check that prints what `diagnose(answer)` says: a sentence, an invitation, or None when all is well."""
+    """A check that prints what `diagnose(answer)` returns: a sentence, an invitation, or None when all is well."""
 
     @wraps(diagnose)
     def check(answer) -> None:
-        with torch.random.fork_rng(devices=[]):  # what the notebook draws afterwards does not depend on the check
+        with torch.random.fork_rng(devices=[]):  # what the notebook draws afterward does not depend on the check
             torch.manual_seed(0)
             try:
                 wrong = diagnose(answer)
             except Exception as error:  # the learner's code may raise anything, and the notebook goes on
-                said = str(error).strip().splitlines()
-                wrong = f"it stopped with {type(error).__name__}" + (f": {said[0]}" if said else "")
-        if wrong is None:
-            print("right!")
-        else:
-            print(f"{'nothing here yet' if isinstance(wrong, Invitation) else 'not yet'}: {wrong}")
+                first_line = str(error).strip().splitlines()[:1]
+                wrong = ": ".join([f"it stopped with {type(error).__name__}", *first_line])
+        verdict = "nothing here yet" if isinstance(wrong, Invitation) else "not yet"
+        print("right!" if wrong is None else f"{verdict}: {wrong}")
 
     return check
-
-
-def compare(
-    answer: Callable,
-    cases: Sequence[tuple],
-    right: Callable,
-    slips: dict[str, Callable],
-    *,
-    invite: str,
-    wanted: str,
-    otherwise: str,
-    misfit: str | None = None,
-) -> str | None:
-    """What is wrong with a function of tensors and numbers: None, or the first slip that explains it in every case.
-
-    right and the values of `slips` take the arguments of a case. `misfit` is said when torch finds that shapes do not
-    fit, `otherwise` when nothing explains the numbers.
-    """
-    found = []
-    for args in cases:
-        kept = copy.deepcopy(args)
-        try:
-            found.append(answer(*args))
-        except RuntimeError as error:
-            if misfit is None or type(error) is not RuntimeError:  # a subclass is not about shapes
-                raise
-            return misfit
-        if not all(_untouched(now, then) for now, then in zip(args, kept)):
-            return CHANGED
-    if any(value is None for value in found):
-        everywhere = all(value is None for value in found)
-        return Invitation(invite) if everywhere else f"it returns None for some inputs; {wanted} is wanted for all"
-    for value in found:
-        if numbers(value) is None:
-            return f"it should return {wanted}, not {type(value).__name__}"
-    if _agree(found, cases, right):
-        return None
-    named = next((slip for slip, function in slips.items() if _agree(found, cases, function)), None)
-    shapes = ((tuple(numbers(value).shape), tuple(numbers(right(*args)).shape)) for value, args in zip(found, cases))
-    odd = next((f"the shape is {own}, and {goal} is wanted" for own, goal in shapes if own != goal), None)
-    return named or odd or otherwise
 
 
 def numbers(value) -> torch.Tensor | None:
@@ -94,11 +54,66 @@ def close(value, goal) -> bool:
     return value is not None and value.shape == goal.shape and torch.allclose(value, goal, tolerance, tolerance)
 
 
-def _agree(found, cases, function):
-    with suppress(Exception):  # a slip that stops for one of the cases explains nothing
-        return all(close(value, function(*args)) for value, args in zip(found, cases))
-    return False
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What to say of an answer, and how to compare it. An answer is a tensor or a number unless `unfit` is given."""
+
+    invite: str  # when every answer is None
+    otherwise: str  # when no slip explains the answers
+    wanted: str = ""  # the kind of answer, in words
+    misfit: str = ""  # when torch cannot combine the shapes
+    unfit: Callable[..., str | None] | None = None  # unfit(answer, *case): what is wrong with the kind of an answer
+    read: Callable = lambda answer: answer  # takes out of an answer what is compared
+    same: Callable[..., bool] = close
+
+    def diagnose(self, function: Callable, cases: Sequence[tuple], right: Callable, slips: dict) -> str | None:
+        """What is wrong with the learner's function: None, or the first slip that explains its answer in every case.
+
+        slips {sentence: formula}; right and the formulas take the arguments of a case.
+        """
+        originals = copy.deepcopy(cases)
+        try:
+            answers = [function(*case) for case in cases]
+        except RuntimeError as error:
+            if "leaf Variable" in str(error):
+                return LEAF
+            if self.misfit and type(error) is RuntimeError:  # a subclass is not about shapes
+                return self.misfit
+            raise
+        changed = not _equal(cases, originals)
+        if all(answer is None for answer in answers):
+            return CHANGED if changed else Invitation(self.invite)
+        for answer, case in zip(answers, cases):
+            if wrong := self.unfit(answer, *case) if self.unfit else self._no_number(answer):
+                return wrong
+        if changed:
+            return CHANGED
+        results = [self.read(answer) for answer in answers]
+
+        def explains(formula):
+            with suppress(Exception):  # a slip that stops in one of the cases explains nothing
+                return all(self.same(result, formula(*case)) for result, case in zip(results, cases))
+            return False
+
+        for sentence, formula in {None: right, **slips}.items():
+            if explains(formula):
+                return sentence
+        for result, case in zip(results, cases) if self.same is close else ():
+            shape, goal = (tuple(numbers(value).shape) for value in (result, right(*case)))
+            if shape != goal:
+                return f"the shape is {shape}, and {goal} is wanted"
+        return self.otherwise
+
+    def _no_number(self, answer):
+        if answer is None:
+            return f"it returns None for some inputs; {self.wanted} is wanted for all"
+        if numbers(answer) is None:
+            return f"it should return {self.wanted}, not {type(answer).__name__}"
 
 
-def _untouched(now, then):
-    return torch.equal(now, then) if isinstance(then, torch.Tensor) else now == then
+def _equal(inputs, originals):
+    if isinstance(originals, nn.Module):
+        inputs, originals = list(inputs.parameters()), list(originals.parameters())
+    if isinstance(originals, list | tuple):
+        return len(inputs) == len(originals) and all(map(_equal, inputs, originals))
+    return torch.equal(inputs, originals) if isinstance(originals, torch.Tensor) else inputs == originals

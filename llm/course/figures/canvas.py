@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from matplotlib.lines import Line2D
 
 from llm.course.figures.palette import COLOURS
 
@@ -28,64 +29,110 @@ STYLE = {
 }
 
 
-def new_figure(width: float = 7.0, height: float = 3.6) -> Figure:
-    """An empty figure in the course's style (inches): shown when it is a cell's value, and only then."""
-    with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(width, height))
-    plt.close(figure)  # pyplot would show every open figure a second time at the end of the cell
-    return figure
+class Picture(Figure):
+    """A figure whose picture has an alternative text in a notebook: what it shows, in words and numbers."""
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        return {}, {"image/png": {"alt": in_words(self)}}
+
+
+def in_words(figure: Figure) -> str:
+    """Each panel's title and axes, where every curve with a label begins and ends, the bars, and texts with a number."""
+    figure.draw_without_rendering()  # only now ticks have their texts
+    return ". ".join(filter(None, (_panel(figure, axes) for axes in figure.axes if axes.get_visible())))
+
+
+def _panel(figure, axes):
+    across, up = axes.get_xlabel() or figure.get_supxlabel(), axes.get_ylabel() or figure.get_supylabel()
+    said = [] if axes.images or not axes.axison else [" over ".join(filter(None, (up, across)))]
+    said += [_curve(axes, line) for line in axes.lines if line.get_label() and not line.get_label().startswith("_")]
+    for bars in axes.containers:
+        flat = getattr(bars, "orientation", "") == "horizontal"
+        sizes = [bar.get_width() if flat else bar.get_height() for bar in bars]
+        names = _names(axes.yaxis if flat else axes.xaxis) or _names(figure.axes[0].yaxis)  # shared
+        group = "" if bars.get_label().startswith("_") or bars.get_label() == across else f"{bars.get_label()}, "
+        said += [f"{group}{name}: {_said(size)}" for name, size in zip(names, sizes)]
+    texts = [] if axes.containers else [" ".join(text.get_text().split()) for text in axes.texts[:24]]
+    said += [text for text in texts if any(map(str.isdigit, text)) and not any(text in part for part in said)]
+    title = f"{axes.get_title()} {axes.get_title(loc='left')}"
+    return ": ".join(filter(None, (" ".join(part.split()) for part in (title, "; ".join(filter(None, said))))))
+
+
+def _names(axis):
+    return [text.get_text() for text in axis.get_ticklabels() if text.get_text()]
+
+
+def _curve(axes, line):
+    ticks = {at: text.get_text() for at, text in zip(axes.get_xticks(), axes.get_xticklabels())}
+    (x, y), (last, end) = line.get_xydata()[[0, -1]]
+    first, then = (ticks.get(at) if ticks.get(at, "$").isalnum() else _said(at) for at in (x, last))
+    level = x == last or y == end  # a point, or a line across the picture
+    return f"{line.get_label()}: {_said(y)}" + ("" if level else f" at {first}, {_said(end)} at {then}")
+
+
+def _said(value):
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def new_axes(
     width: float = 7.0, height: float = 3.6, rows: int = 1, columns: int = 1, **share
 ) -> tuple[Figure, list[Axes]]:
-    """A figure and its axes as a flat list, row by row; `share` goes to `Figure.subplots`."""
-    figure = new_figure(width, height)
+    """An empty figure in the course's style (inches) and its axes as a flat list, row by row.
+
+    The figure is shown when it is a cell's value, and only then. `share` goes to `Figure.subplots`.
+    """
     with plt.rc_context(STYLE):
+        figure = plt.figure(FigureClass=Picture, figsize=(width, height))
+        plt.close(figure)  # pyplot would show every open figure a second time at the end of the cell
         return figure, list(figure.subplots(rows, columns, squeeze=False, **share).flat)
 
 
-def emptied(figure: Figure | None, width: float, height: float) -> Figure:
-    """`figure` with its axes bare, to be drawn into again, or a new one (inches): what pictures that move begin with.
+def emptied(
+    figure: Figure | None, width: float, height: float, rows: int = 1, columns: int = 1, **margins
+) -> tuple[Figure, list[Axes], bool]:
+    """What a picture that moves begins with: `figure` without what is `animated` in it, or a new one; its axes; whether
+    it is new, and what stands has still to be drawn.
 
     The axes stay: to make them takes as long as all the rest, and the old ones are garbage whose collection is felt.
+    margins: where they stand, as `GridSpec` takes it; to find that at every move takes half of the time, and would make
+    the picture jump.
     """
-    for axes in figure.axes if figure else ():
+    if figure is None:
+        figure, all_axes = new_axes(width, height, rows, columns, gridspec_kw=margins)
+        figure.set_layout_engine("none")
+        for axes in all_axes:
+            for artist in (axes.title, *axes.spines.values()):  # a frame lies over images
+                artist.set_animated(True)
+        return figure, all_axes, True
+    for axes in figure.axes:
         for artist in (*axes.lines, *axes.collections, *axes.images, *axes.patches, *axes.texts):
-            artist.remove()
-        axes.relim(), axes.autoscale()  # forget how far they reached
-    return figure or new_figure(width, height)
-
-
-def moving(*artists: Artist) -> None:
-    """Say of these artists that they change while the rest of their figure stands: `png` draws them over the rest.
-
-    What lies over them and touches them, as the frame of an image, moves with them.
-    """
-    for artist in artists:
-        artist.set_animated(True)
+            if artist.get_animated():
+                artist.remove()
+    return figure, figure.axes, False
 
 
 class Pixels(FigureCanvasAgg):
-    """A figure's pixels, in which what stands is drawn once, until some of it changes, and what moves again each time."""
+    """A figure's pixels: what stands is drawn when it or its axes' limits change, and what is `animated` each time."""
 
-    _standing = None
+    _drawn = None
 
     def redraw(self) -> None:
-        # an artist that changes makes its figure stale, but not one that moves
-        if self._standing is None or self.figure.stale:
-            self.draw()
-            self._standing = self.copy_from_bbox(self.figure.bbox)
-        else:
-            self.restore_region(self._standing)
+        standing, moving = [], []
         for axes in self.figure.axes:
-            for artist in sorted(axes.get_children(), key=Artist.get_zorder):
-                if artist.get_animated():
-                    axes.draw_artist(artist)
+            hidden = () if axes.axison else axes.spines.values()
+            artists = [artist for artist in sorted(axes.get_children(), key=Artist.get_zorder) if artist not in hidden]
+            moving += [artist for artist in artists if artist.get_animated()]
+            standing += [artist for artist in artists if not artist.get_animated()] + axes.viewLim.extents.tolist()
+        if standing != self._drawn:
+            self.draw()
+            self._drawn, self._pixels = standing, self.copy_from_bbox(self.figure.bbox)
+        self.restore_region(self._pixels)
+        for artist in moving:
+            artist.axes.draw_artist(artist)
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG, of which only what has changed is drawn: `savefig` would even lay it out twice."""
+    """The figure as a PNG, of which what stands is drawn once: `savefig` would even lay it out twice."""
     pixels = figure.canvas if isinstance(figure.canvas, Pixels) else Pixels(figure)
     pixels.redraw()
     buffer = io.BytesIO()
@@ -94,17 +141,25 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def label_end(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
-    """A label beside a curve's last point, in the curve's colour; `spread` finds places for several."""
-    axes.annotate(
-        text,
-        (x, y),
-        (6, 0),
-        textcoords="offset points",
-        va="center",
-        color=COLOURS.get(colour, colour),
-        annotation_clip=False,
-    )
+def note(axes: Axes, text: str, at: tuple, points: tuple[float, float], colour: str, **style) -> None:
+    """A text beside a place of the axes, so many points away from it; colour: by its name in `COLOURS`, or another one."""
+    axes.annotate(text, at, points, textcoords="offset points", color=COLOURS.get(colour, colour), **style)
+
+
+def label_end(axes: Axes, x: float, y: float, text: str, colour: str, end: tuple | None = None, **style) -> None:
+    """A label beside a curve's last point, in the curve's colour; `spread` finds places for several.
+
+    end: that point, where the label may stand elsewhere: a thin line then leads to it.
+    """
+    if end and end != (x, y):
+        look = dict(color=COLOURS.get(colour, colour), lw=1, ls=":", zorder=1.5, clip_on=False, label="_leader")
+        axes.add_artist(Line2D([end[0], x], [end[1], y], **look))
+    note(axes, text, (x, y), (6, 0), colour, va="center", annotation_clip=False, **style)
+
+
+def seeds(axes: Axes, x: float, values: list[float], colour: str, alpha: float = 0.4, size: float = 5) -> None:
+    """A pale point for each seed's value, above one place; colour: as in `note`."""
+    axes.plot([x] * len(values), values, "o", color=COLOURS.get(colour, colour), alpha=alpha, ms=size, mec="none")
 
 
 def axes_gap(curves: list[list[float]], start: float) -> float:

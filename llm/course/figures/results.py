@@ -6,8 +6,8 @@ from statistics import median
 
 from matplotlib.figure import Figure
 
-from llm.course.comparison import at_best
-from llm.course.figures.canvas import axes_gap, label_end, new_axes, spread
+from llm.course.comparison import at_best, by_method, group
+from llm.course.figures.canvas import axes_gap, label_end, new_axes, note, seeds, spread
 from llm.course.figures.palette import COLOURS, NAMES
 
 Panels = dict[str, dict[str, list[dict]]]  # {title: {label of a curve: its rows}}
@@ -27,18 +27,12 @@ MEASURES = {
 
 def grouped(rows: list[dict], key: str, measure: str) -> dict:
     """key's values, in order -> the measure of each row that has it."""
-    found: dict = {}
-    for row in sorted(rows, key=lambda row: row[key]):
-        found.setdefault(row[key], []).append(row[measure])
-    return found
+    return {at: [row[measure] for row in found] for (at,), found in sorted(group(rows, key).items())}
 
 
 def at_best_rate(rows: list[dict]) -> list[dict]:
     """Of the rows of each task, method and rank those at the learning rate whose median loss is lowest."""
-    kinds: dict = {}
-    for row in rows:
-        kinds.setdefault((row["task"], row["method"], row["r"]), []).append(row)
-    return [row for here in kinds.values() for row in at_best(here)]
+    return [row for kind in group(rows, "task", "method", "r").values() for row in at_best(kind)]
 
 
 def by_rank(
@@ -51,28 +45,26 @@ def by_rank(
     for axes, task, measure in zip(panels, tasks, measures):
         if axes is panels[0] or len(set(measures)) > 1:
             axes.set_ylabel(MEASURES[measure])
-        here = [row for row in rows if row["task"] == task]
-        found = grouped([row for row in here if row["method"] == "lora"], "r", measure)
+        methods = by_method(rows, task)
+        found = grouped(methods["lora"], "r", measure)
         axes.set_xscale("log", base=2)
         for r, values in found.items():
-            axes.plot([r] * len(values), values, "o", color=COLOURS["lora"], alpha=0.4, ms=5, mec="none")
+            seeds(axes, r, values, "lora")
         middle = [median(values) for values in found.values()]
-        axes.plot(list(found), middle, color=COLOURS["lora"])
-        levels = {m: median(row[measure] for row in here if row["method"] == m) for m in ("full", "norm")}
-        before = {"after": "before", "speeches_after": "speeches_before"}.get(measure)
-        if before:
-            levels["base"] = here[0][before]
+        axes.plot(list(found), middle, color=COLOURS["lora"], label=NAMES["lora"])
+        levels = {name: median(row[measure] for row in methods[name]) for name in ("full", "norm")}
+        if before := {"after": "before", "speeches_after": "speeches_before"}.get(measure):
+            levels["base"] = methods["lora"][0][before]
         ends = {**levels, "lora": middle[-1]}
         gap = axes_gap([list(ends.values()), middle], middle[0])
         for (name, level), y in zip(ends.items(), spread(list(ends.values()), gap)):
             if name != "lora":
-                axes.axhline(level, color=COLOURS[name], lw=1.2, ls="--")
+                axes.axhline(level, color=COLOURS[name], lw=1.2, ls="--", label=NAMES[name])
             axes.annotate(NAMES[name], (78, y), va="center", color=COLOURS[name], annotation_clip=False, fontsize=9)
         axes.set_xticks(list(found), [f"{r:g}" for r in found])
         axes.set_xlim(0.9, 72)
         axes.minorticks_off()
-        axes.set_title(task)
-        axes.set_xlabel("rank r")
+        axes.set(title=task, xlabel="rank r")
     return figure
 
 
@@ -85,32 +77,39 @@ def curves(panels: Panels, x: str, measure: str = "after", level: str | None = N
     figure, all_axes = new_axes(8.6 if len(panels) > 1 else 5.8, 3.6, columns=len(panels))
     for axes, (title, here) in zip(all_axes, panels.items()):
         axes.set_xscale("log")
-        lines = {label: grouped(rows, x, measure) for label, rows in here.items()}
-        middles = {label: [median(values) for values in found.values()] for label, found in lines.items()}
-        ticks = sorted({at for found in lines.values() for at in found})
+        every, ends = [row for rows in here.values() for row in rows], []
+        ticks, losses = sorted({row[x] for row in every}), [row[measure] for row in every]
+        low, top, highest = min(losses), inf, 0
+        for (label, rows), (colour, shade) in zip(here.items(), _shades(here)):
+            line = grouped(rows, x, measure)
+            for at, values in line.items():
+                seeds(axes, at, values, colour, 0.3, 4)
+            middle = [median(values) for values in line.values()]
+            axes.plot(list(line), middle, color=colour, alpha=shade, marker="o", ms=4, label=label)
+            ends.append((label, colour, list(line), middle))
+            highest = max(highest, *middle)
         if level:
-            base = next(iter(here.values()))[0][level]
-            axes.plot([ticks[0], ticks[-1]], [base, base], color=COLOURS["base"], lw=1.2, ls="--")
-        for (label, found), (colour, shade) in zip(lines.items(), _shades(here)):
-            for at, values in found.items():
-                axes.plot([at] * len(values), values, "o", color=colour, alpha=0.3, ms=4, mec="none")
-            axes.plot(list(found), middles[label], color=colour, alpha=shade, marker="o", ms=4)
-        ends = [middle[-1] for middle in middles.values()] + ([base] if level else [])
-        every = [value for found in lines.values() for values in found.values() for value in values]
-        low = min(every)
-        top = base + 0.4 * (base - low) if level else inf
-        if max(y for middle in middles.values() for y in middle) > top:
+            base = every[0][level]
+            axes.plot([ticks[0], ticks[-1]], [base, base], color=COLOURS["base"], lw=1.2, ls="--", zorder=1.9)
+            ends.append(("base", "base", ticks[-1:], [base]))
+            top = base + 0.4 * (base - low)
+        if highest > top:
             axes.set_ylim(low - 0.1 * (top - low), top)
-        ends = [min(end, top) for end in ends]
-        heights = spread(ends, axes_gap([[low, min(top, max(every))]], low))
-        for label, colour, y in zip([*here, "base"], [c for c, _ in _shades(here)] + [COLOURS["base"]], heights):
-            label_end(axes, ticks[-1], y, label, colour)
+        heights = spread([min(line[-1], top) for *_, line in ends], axes_gap([[low, min(top, max(losses))]], low))
+        for (label, colour, *line), y in zip(ends, heights):
+            label_end(axes, ticks[-1] * (ticks[-1] / ticks[0]) ** 0.04, y, label, colour, _last_seen(*line, top))
         axes.set_xticks(ticks, [f"{at:g}" for at in ticks])
         axes.minorticks_off()
-        axes.set_title(title)
-        axes.set_xlabel(MEASURES[x])
+        axes.set(title=title, xlabel=MEASURES[x])
     all_axes[0].set_ylabel(MEASURES[measure])
     return figure
+
+
+def _last_seen(x, y, top):
+    """Where a curve ends, or leaves a picture that is logarithmic in x through its top."""
+    if y[-1] <= top or len(x) < 2 or y[-2] >= top:
+        return x[-1], min(y[-1], top)
+    return x[-2] * (x[-1] / x[-2]) ** ((top - y[-2]) / (y[-1] - y[-2])), top
 
 
 def frontier(panels: Panels) -> Figure:
@@ -135,10 +134,9 @@ def frontier(panels: Panels) -> Figure:
         ticks = [tick for tick in (4.4, 4.6, 4.8, 5, 5.5, 6, 7, 8, 12, 20) if tick < 1.1 * max(lost)]
         axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        axes.set_title(title)
-        axes.set_xlabel(MEASURES["after"])
+        axes.set(title=title, xlabel=MEASURES["after"])
     all_axes[0].set_ylabel(MEASURES["speeches_after"])
-    all_axes[-1].legend(frameon=False, fontsize=9)
+    all_axes[-1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))  # curves are everywhere
     return figure
 
 
@@ -165,11 +163,10 @@ def rates_by_scaling(rows: list[dict]) -> Figure:
             x, y = list(found), [median(values) for values in found.values()]
             axes.plot(x, y, color=COLOURS["lora"], alpha=shade, marker="o", ms=4)
             best = min(range(len(y)), key=y.__getitem__)
-            axes.plot(x[best], y[best], "o", color=COLOURS["lora"], ms=11, mfc="none")
-            place = dict(textcoords="offset points", ha="center", va="bottom" if above else "top", fontsize=9)
-            axes.annotate(f"r = {r}", (x[best], y[best]), (0, 8 if above else -8), color=COLOURS["lora"], **place)
-        axes.set_xscale("log")
-        axes.set_xlim(0.7 * min(rates), 1.4 * max(rates))
+            axes.plot(x[best], y[best], "o", color=COLOURS["lora"], ms=11, mfc="none", label=f"best of r = {r}")
+            points, side = ((0, 8), "bottom") if above else ((0, -8), "top")
+            note(axes, f"r = {r}", (x[best], y[best]), points, "lora", ha="center", va=side, fontsize=9)
+        axes.set(xscale="log", xlim=(0.7 * min(rates), 1.4 * max(rates)))
         axes.set_ylim(low - 0.3 * (base - low), base + 0.4 * (base - low))
         axes.set_title(f"scale = {scaling}" if start == starts[0] else "")
         axes.set_xlabel("learning rate" if start == starts[-1] else "")
@@ -182,15 +179,12 @@ def by_target(rows: list[dict]) -> Figure:
     """Loss of each choice of targets over the numbers it trains, a panel for each task; a point a seed."""
     figure, panels = new_axes(8.0, 3.3, columns=2)
     for axes, task in zip(panels, ("records", "shakespeare")):
-        for target in dict.fromkeys(row["targets"] for row in rows):
-            here = [row for row in rows if row["task"] == task and row["targets"] == target]
-            x, y = here[0]["trainable"], [row["after"] for row in here]
-            axes.plot([x] * len(y), y, "o", color=COLOURS["lora"], alpha=0.4, ms=5, mec="none")
-            axes.plot(x, median(y), "_", color=COLOURS["lora"], ms=18, mew=2.5)
+        for (target,), found in group([row for row in rows if row["task"] == task], "targets").items():
+            x, y = found[0]["trainable"], [row["after"] for row in found]
+            seeds(axes, x, y, "lora")
+            axes.plot(x, median(y), "_", color=COLOURS["lora"], ms=18, mew=2.5, label=target)
             label_end(axes, x, median(y), f"   {target}", "lora")
-        axes.set_title(task)
-        axes.set_xlabel("trainable parameters")
-        axes.set_xlim(15_000, 80_000)
+        axes.set(title=task, xlabel="trainable parameters", xlim=(15_000, 80_000))
         axes.set_xticks([20_000, 40_000, 60_000], ["20,000", "40,000", "60,000"])
         axes.margins(y=0.15)
     panels[0].set_ylabel(MEASURES["after"])
@@ -206,8 +200,8 @@ def by_seed(panels: dict[str, dict[str, list[float]]], colours: dict[str, str]) 
         for values in zip(*arms.values()):
             axes.plot(values, color=COLOURS["control"], lw=0.8, zorder=1)
         for x, (arm, values) in enumerate(arms.items()):
-            axes.plot([x] * len(values), values, "o", color=COLOURS[colours[arm]], alpha=0.6, ms=5, mec="none")
-            axes.plot(x, median(values), "_", color=COLOURS[colours[arm]], ms=18, mew=2.5)
+            seeds(axes, x, values, colours[arm], 0.6)
+            axes.plot(x, median(values), "_", color=COLOURS[colours[arm]], ms=18, mew=2.5, label=arm)
         axes.set_xticks(range(len(arms)), arms, rotation=90 if many else 0)
         axes.set_xlim(-0.5, len(arms) - 0.5)
         axes.margins(y=0.1)

@@ -20,11 +20,12 @@ import torch
 from llm.adapters import inspect_adapter, save_adapter
 from llm.bases import load_base
 from llm.course.experiments import Recipe
-from llm.course.figures import canvas, training
+from llm.course.figures import canvas
+from llm.course.figures.losses import trials
 from llm.course.tasks import load_task, respond
 from llm.course.widgets.explorer import close_parts, live, take_the_place_of_the_last
 from llm.errors import CourseError, SettingError
-from llm.finetune.targets import TARGETS, targets_of
+from llm.finetune.target_words import TARGETS, targets_of
 from llm.finetune.verdict import verdict
 from llm.lora import SCALING, START
 from llm.model import GPT
@@ -100,14 +101,9 @@ class Lab(widgets.VBox):
         self._say("ready: choose the settings and press Train")
         self._draw()
         settings = widgets.GridBox(list(self.controls.values()), layout=dict(grid_template_columns="330px 330px"))
-        train, ask, keep = (
-            widgets.HBox(row)
-            for row in (
-                [self.buttons[name] for name in ("Train", "Stop", "Reset")],
-                [self.prompt, self.buttons["Answer"]],
-                [self.folder, self.buttons["Save"]],
-            )
-        )
+        train = widgets.HBox([self.buttons[name] for name in ("Train", "Stop", "Reset")])
+        ask = widgets.HBox([self.prompt, self.buttons["Answer"]])
+        keep = widgets.HBox([self.folder, self.buttons["Save"]])
         super().__init__([settings, train, self.bar, self.status, self.image, self.table, ask, self.answers, keep])
 
     def __repr__(self) -> str:  # what a reader without a kernel sees in its place
@@ -193,7 +189,7 @@ class Lab(widgets.VBox):
     async def _train(self, trial, model):
         run = trial.settings
         await asyncio.sleep(GIVE_WAY)
-        if trial.asked:
+        if trial.asked:  # the text may take a while
             return self._conclude(trial)
         task = _task(run.task)
         with self._lock:
@@ -282,7 +278,7 @@ class Lab(widgets.VBox):
 
     def _draw(self):
         with canvas.DRAWING:
-            self._figure = training.trials([(t.at, t.heldout) for t in self.trials if t.at], self._figure)
+            self._figure = trials([(t.at, t.heldout) for t in self.trials if t.at], self._figure)
             self.image.value, self.table.value = canvas.png(self._figure), _table(self.trials)
 
 

@@ -1,4 +1,4 @@
-"""Notebook 06: adapters swapped on one base, and what each says to the same prompt."""
+"""Adapters swapped on one base, and what each says to the same prompt."""
 
 import html
 import threading
@@ -29,9 +29,8 @@ class Voices(widgets.VBox):
         take_the_place_of_the_last("voices", self)
         self._model, self._folders, self._heard, self._lock = model, folders, {}, threading.RLock()
         self.choice = widgets.Dropdown(options=[self.BASE, *folders], description="adapter")
-        self.prompt = widgets.Text(
-            prompt, description="prompt", continuous_update=False, layout=widgets.Layout(width="640px")
-        )
+        wide = widgets.Layout(width="640px")
+        self.prompt = widgets.Text(prompt, description="prompt", continuous_update=False, layout=wide)
         self.text, self.answers = widgets.HTML(), widgets.HTML()
         self.answer()
         self.choice.observe(self.answer, names="value")
@@ -52,32 +51,28 @@ class Voices(widgets.VBox):
     def answer(self, _change: Any = None) -> None:
         """Swap to the chosen adapter and let it go on from the prompt, unless it has done so already."""
         with self._lock:
-            self._answer(self.choice.value, self.prompt.value.strip())
-
-    def _answer(self, name, prompt):
-        if not prompt:
-            self.text.value, self.answers.value = live("the prompt is empty: type a few words"), ""
-            return
-        began = time.perf_counter()
-        try:
-            if name == self.BASE:
-                remove_lora(self._model)
-            else:
-                load_adapter(self._model, self._folders[name])
-        except AdapterError as error:
-            self.text.value = live(str(error))
-            return
-        swapped = time.perf_counter()
-        if name not in self._heard:
-            self._heard[name] = respond(self._model, "shakespeare", prompt)
-        done = time.perf_counter()
-        self.text.value = live(
-            f"{name}: swapped in {1000 * (swapped - began):.1f} ms, answered in {done - swapped:.1f} s"
-        )
-        self.answers.value = "".join(
-            f"<b>{html.escape(who)}{' (chosen)' if who == name else ''}</b><pre>{html.escape(said)}</pre>"
-            for who, said in self._heard.items()
-        )
+            name, prompt = self.choice.value, self.prompt.value.strip()
+            if not prompt:
+                self.text.value, self.answers.value = live("the prompt is empty: type a few words"), ""
+                return
+            began = time.perf_counter()
+            try:
+                if name == self.BASE:
+                    remove_lora(self._model)
+                else:
+                    load_adapter(self._model, self._folders[name])
+            except AdapterError as error:
+                self.text.value = live(str(error))
+                return
+            swapped = time.perf_counter()
+            if name not in self._heard:
+                self._heard[name] = respond(self._model, "shakespeare", prompt)
+            swap, response = 1000 * (swapped - began), time.perf_counter() - swapped
+            self.text.value = live(f"{name}: swapped in {swap:.1f} ms, answered in {response:.1f} s")
+            self.answers.value = "".join(
+                f"<b>{html.escape(adapter)}{' (chosen)' if adapter == name else ''}</b><pre>{html.escape(text)}</pre>"
+                for adapter, text in self._heard.items()
+            )
 
     def __repr__(self) -> str:  # what a reader without a kernel sees in its place
         return "(three voices for one base: run this cell to hear them)"

@@ -1,0 +1,93 @@
+"""Training runs as figures: losses over steps, arms side by side, the lab's trials."""
+
+from matplotlib.figure import Figure
+
+from llm.course.figures.canvas import axes_gap, emptied, label_end, new_axes, note, spread
+from llm.course.figures.palette import COLOURS, NAMES
+
+
+def loss_curves(curves: dict[str, dict[str, tuple[list, list]]], start: dict[str, float]) -> Figure:
+    """Held-out loss over steps, a panel for each task, a curve for each arm.
+
+    curves: task -> arm -> (steps, losses); start: task -> the base's loss.
+    """
+    figure, panels = new_axes(8.6, 3.6, columns=len(curves))
+    for axes, (task, arms) in zip(panels, curves.items()):
+        last = max(steps[-1] for steps, _ in arms.values())
+        axes.axhline(start[task], color=COLOURS["base"], lw=1, ls=":")
+        note(axes, "base", (last, start[task]), (0, 3), "base", ha="right")
+        ends = spread([losses[-1] for _, losses in arms.values()], axes_gap([y for _, y in arms.values()], start[task]))
+        for (arm, (steps, losses)), y in zip(arms.items(), ends):
+            axes.plot([0, *steps], [start[task], *losses], color=COLOURS[arm], marker="o", ms=4, label=NAMES[arm])
+            label_end(axes, last, y, NAMES[arm], arm)
+        axes.set(title=task, xlabel="training steps", xlim=(0, last * 1.42))  # room for the labels
+        axes.set_xticks([t for t in axes.get_xticks() if t <= last])
+    panels[0].set_ylabel("held-out loss, nats a token")
+    return figure
+
+
+def score_bars(scores: dict[str, dict[str, float]]) -> Figure:
+    """Shares from 0 to 1, a group of bars for each measure, a bar for each arm."""
+    figure, (axes,) = new_axes(8.0, 3.4)
+    measures = list(next(iter(scores.values())))
+    width = 0.8 / len(scores)
+    for i, (arm, shares) in enumerate(scores.items()):
+        x = [m + (i - (len(scores) - 1) / 2) * width for m in range(len(measures))]
+        bars = axes.bar(x, [shares[m] for m in measures], width * 0.92, color=COLOURS[arm], label=NAMES[arm])
+        axes.bar_label(bars, [f"{shares[m]:.0%}" for m in measures], fontsize=9, color=COLOURS[arm], padding=2)
+    axes.set_xticks(range(len(measures)), measures)
+    axes.set_ylim(0, 1.12)
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.set_yticks([0, 0.5, 1])
+    axes.set_ylabel("share of the answers")
+    axes.legend(frameon=False, ncols=len(scores), loc="upper center", bbox_to_anchor=(0.5, 1.16))
+    return figure
+
+
+def arm_bars(values: dict[str, dict[str, float]], label: str) -> Figure:
+    """One number for each task and arm: a panel for each task, a bar for each arm."""
+    figure, panels = new_axes(8.0, 0.9 + 0.5 * len(next(iter(values.values()))), columns=len(values), sharex=True)
+    for axes, (task, arms) in zip(panels, values.items()):
+        names = list(arms)[::-1]
+        bars = axes.barh([NAMES[a] for a in names], [arms[a] for a in names], color=[COLOURS[a] for a in names])
+        axes.bar_label(bars, [f"{arms[a]:+.2f}" for a in names], padding=4)
+        axes.axvline(0, color=COLOURS["base"], lw=0.8)
+        axes.set_title(task)
+        axes.margins(x=0.22)
+    panels[-1].tick_params(labelleft=False)
+    figure.supxlabel(label, fontsize=10)
+    return figure
+
+
+def training_log(rows: list[dict], registers: list[str]) -> Figure:
+    """Held-out loss of each register over the tokens read: one row of the log a point."""
+    figure, (axes,) = new_axes(7.0, 3.8)
+    colours = [COLOURS[name] for name in ("full", "lora", "norm", "other")]
+    tokens = [row["tokens"] / 1e6 for row in rows]
+    ends = spread([rows[-1][r] for r in registers], 0.35)
+    for register, colour, end in zip(registers, colours, ends):
+        axes.plot(tokens, [row[register] for row in rows], color=colour, label=register)
+        label_end(axes, tokens[-1], end, f"{register} {rows[-1][register]:.2f}", colour)
+    axes.set(xlabel="tokens read, millions", ylabel="held-out loss, nats a token")
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def trials(found: list[tuple[list[int], list[float]]], figure: Figure | None = None) -> Figure:
+    """Held-out loss over steps of several runs, numbered from 1, the latest in full colour; draws into `figure` if given.
+
+    found: (steps, losses) of each run, from step 0, which is the base.
+    """
+    figure, [axes], _ = emptied(figure, 7.0, 3.2, left=0.09, right=0.92, top=0.95, bottom=0.17)
+    axes.relim(), axes.autoscale()  # forget how far the last ones reached
+    ends = spread([y[-1] for _, y in found], axes_gap([y for _, y in found], found[0][1][0]) if found else 0)
+    for number, ((x, y), end) in enumerate(zip(found, ends), 1):
+        alpha = 1.0 if number == len(found) else 0.35
+        axes.plot(x, y, color=COLOURS["lora"], marker="o", ms=3, alpha=alpha, animated=True, label=f"run {number}")
+        label_end(axes, x[-1], end, f"run {number}", "lora", animated=True)
+    if not found:
+        axes.set_ylim(0, 1)
+        note(axes, "no run yet", (0.5, 0.5), (0, 0), "base", xycoords="axes fraction", ha="center", animated=True)
+    axes.set_xlabel("training steps"), axes.set_ylabel("held-out loss, nats a token")
+    axes.set_xlim(0, max([10, *(x[-1] for x, _ in found)]))
+    return figure

@@ -1,0 +1,69 @@
+"""A learner's own text: found, read and decoded, or refused with a sentence; and what of it is lost in tokens."""
+
+import re
+from collections import Counter
+from pathlib import Path
+from unicodedata import normalize
+
+from llm.errors import TextError
+from llm.tokenizer import PIECE, Tokenizer
+
+
+def read(path: Path, corpora: tuple[str, ...] = ()) -> bytes:
+    """The bytes of a .txt or .jsonl file; corpora: names that could be meant instead, for the sentence.
+
+    Raises TextError when there is no such file, or it cannot be read.
+    """
+    known = f"choose one of {', '.join(corpora)}, or give a .txt or .jsonl file"
+    if path.is_dir():
+        raise TextError(f"{path} is a folder: give one .txt or .jsonl file in it")
+    if path.suffix.lower() not in (".txt", ".jsonl"):
+        kind = f"{path} is neither .txt nor .jsonl" if path.exists() else f"there is no corpus called {str(path)!r}"
+        raise TextError(f"{kind}: {known}")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise TextError(f"there is no file {path}: {known}") from None
+    except OSError as error:
+        raise TextError(f"{path} cannot be read ({error.strerror}): {known}") from None
+
+
+def decode(path: Path, raw: bytes) -> str:
+    """The text in `raw`, read from `path`: UTF-8, line breaks as "\\n", no byte order marks. Raises TextError for anything else."""
+    raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if not raw.strip():
+        raise TextError(f"{path} is empty: put some text into it")
+    if b"\0" in raw:
+        raise TextError(f"{path} is not text (it is binary, or UTF-16): save it as UTF-8 text")
+    try:
+        return re.sub("^\ufeff", "", raw.decode(), flags=re.MULTILINE)  # each of several joined files has a mark
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise TextError(f"{path} is not UTF-8 (line {line}, byte 0x{raw[error.start]:02x}): save it as UTF-8") from None
+
+
+def check_text(text: str, what: str) -> None:
+    """Raises TextError, with `what` as its subject, when `text` holds a lone surrogate, which is not a character."""
+    if re.search("[\ud800-\udfff]", text):
+        raise TextError(f"{what} holds half of a character (a lone surrogate): write it whole, in UTF-8")
+
+
+def losses(texts: list[str], tokenizer: Tokenizer, unread: Counter | None = None) -> tuple[str, ...]:
+    """A sentence for each kind of content of `texts` that does not reach the model; `unread` counts keys of rows.
+
+    The check covers the beginning of the texts and one of each character that occurs only later. It ignores other forms
+    of the same character (NFKC) and a blank at the beginning of a text, which many tokenizers drop.
+    """
+    part = [text[:PIECE].removeprefix(" ") for text in texts[:1000]]
+    part.append("".join(sorted(set().union(*texts).difference(*part))))
+    back = [tokenizer.decode(tokenizer.encode(text)) for text in part]
+    special = re.compile("|".join(map(re.escape, tokenizer.special)) or "(?!)")
+    written, kept = (Counter(normalize("NFKC", special.sub("", "".join(side)))) for side in (part, back))
+    facts = {
+        "keys of rows that have no effect, {:,} in all": Counter(unread),
+        "this base's tokenizer cannot write {:,} characters of the text": written - kept,
+        "the text spells out {:,} special tokens of this base, which are read as ordinary text": Counter(
+            special.findall("\n".join(texts))
+        ),
+    }
+    return tuple(f"{fact.format(n.total())}: {str(dict(n.most_common(5)))[1:-1]}" for fact, n in facts.items() if n)
