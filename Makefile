@@ -15,12 +15,13 @@ PYTEST := python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 test lint unit notebooks browser test-colab test-floors: export OMP_WAIT_POLICY ?= PASSIVE
 unit notebooks browser test-floors: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup real lab colab test lint unit notebooks browser test-colab test-floors gpu refresh bench growth clean
+.PHONY: help setup real lab colab bundle test lint unit notebooks browser test-colab test-floors gpu refresh bench growth clean
 
 help:
 	@echo "make lab        set up, then open the course in JupyterLab"
 	@echo "make real       add what a real model needs: transformers, peft, gguf, and its weights (98 MB)"
 	@echo "make colab      pack the course into one file for Colab"
+	@echo "make bundle     build the instruments of the notebooks from their JavaScript (needs Node.js)"
 	@echo "make test       set up all of it, then lint, unit tests, every notebook under nbval and in a browser"
 	@echo "make test-colab every notebook alone, on the versions that Colab has"
 	@echo "make test-floors the unit tests on the lowest versions that the course admits"
@@ -59,10 +60,22 @@ setup: .venv/.lab
 real: setup .venv/.real
 	@$(BIN)/python -m llm fetch --real
 
-colab: setup
+co# what the instruments in the page are built from lies in browser/: needs Node.js, and only after a change there
+bundle:
+	cd llm/course/widgets/browser && npm ci --no-audit --no-fund --silent && npm run --silent build
+
+# trusted, because the explorers that are stored in them are scripts
+lab: setup
+	@$(BIN)/jupyter trust notebooks/*.ipynb > /dev/null
 	@$(BIN)/python -m llm pack
 
+# what the instruments in the page are built from lies in browser/: needs Node.js, and only after a change there
+bundle:
+	cd llm/course/widgets/browser && npm ci --no-audit --no-fund --silent && npm run --silent build
+
+# trusted, because the explorers that are stored in them are scripts
 lab: setup
+	@$(BIN)/jupyter trust notebooks/*.ipynb > /dev/null
 	$(BIN)/jupyter lab notebooks/00_one_page.ipynb
 
 test: lint unit notebooks browser

@@ -18,8 +18,8 @@ from llm.adapters import save_adapter
 from llm.course import toy_matrices
 from llm.course.toy_matrices import noise
 from llm.course.widgets import voices as voices_widget
-from llm.course.widgets.explorer import Explorer, slider
 from llm.course.widgets.method_explorer import rate_explorer
+from llm.course.widgets.old_explorer import Explorer, slider
 from llm.course.widgets.rank_explorer import layer_explorer, rank_explorer
 from llm.course.widgets.rounding_explorer import rounding_explorer
 from llm.course.widgets.spectrum_explorer import delta_explorer

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from instrument import THEMES, Instrument
 
 from llm.course import contents
 
@@ -275,3 +276,19 @@ def open_notebook(server, browser):
             context.close()
 
     return opened
+
+
+@pytest.fixture
+def open_page(browser, tmp_path, times):
+    """open_page(explorer, width, theme): the explorer's output alone in a page, as `Instrument`."""
+    contexts = []
+
+    def opened(explorer, width=760, theme="light"):
+        page = tmp_path / f"{explorer.kind}.html"
+        page.write_text(f'<!doctype html><meta charset="utf-8"><body style="{THEMES[theme]}">{explorer._repr_html_()}')
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}))
+        return Instrument(contexts[-1].new_page(), page.as_uri(), explorer.kind, times)
+
+    yield opened
+    for context in contexts:
+        context.close()

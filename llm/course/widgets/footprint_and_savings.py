@@ -6,6 +6,7 @@ import anywidget
 import traitlets
 
 from llm.course.figures.palette import COLOURS
+from llm.course.widgets.explorer import Explorer
 
 
 class Curve(anywidget.AnyWidget):
@@ -19,12 +20,9 @@ class Curve(anywidget.AnyWidget):
         return "(an interactive curve: run this cell to move it)"
 
 
-class Savings(Curve):
-    """d / (2r): how many times fewer numbers a square d x d matrix trains at rank r. `.r` and `.d` follow the hand."""
-
-    curve = traitlets.Unicode("savings").tag(sync=True)
-    r = traitlets.Int(8, min=1, max=256).tag(sync=True)
-    d = traitlets.Int(128, min=32, max=16384).tag(sync=True)
+def Savings(r: int = 8, d: int = 128) -> Explorer:
+    """d / (2r): how many times fewer numbers a square d x d matrix trains at rank r."""
+    return Explorer("savings", "A curve: how many times fewer numbers LoRA trains, by width and rank.", r=r, d=d)
 
 
 class Footprint(Curve):

@@ -23,7 +23,7 @@ from llm.course.experiments import Recipe
 from llm.course.figures import canvas
 from llm.course.figures.losses import trials
 from llm.course.tasks import load_task, respond
-from llm.course.widgets.explorer import close_parts, live, take_the_place_of_the_last
+from llm.course.widgets.old_explorer import close_parts, live, take_the_place_of_the_last
 from llm.errors import CourseError, SettingError
 from llm.finetune.target_words import TARGETS, targets_of
 from llm.finetune.verdict import verdict

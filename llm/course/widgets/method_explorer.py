@@ -4,7 +4,7 @@ import ipywidgets as widgets
 
 from llm.course import comparison, figures
 from llm.course.figures.palette import METHODS
-from llm.course.widgets.explorer import Explorer, choice
+from llm.course.widgets.old_explorer import Explorer, choice
 
 TASKS = {"shakespeare": "the plays", "facts": "the facts"}
 

@@ -3,7 +3,7 @@
 from llm import spectra
 from llm.course import toy_matrices
 from llm.course.figures import factors, layer
-from llm.course.widgets.explorer import Explorer, choice, slider, undelayed
+from llm.course.widgets.old_explorer import Explorer, choice, slider, undelayed
 
 
 def rank_explorer() -> Explorer:

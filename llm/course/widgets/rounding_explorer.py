@@ -5,7 +5,7 @@ import torch
 
 from llm.course.figures import scheme
 from llm.course.four_bits import BLOCKS, Rounded, rounded
-from llm.course.widgets.explorer import Explorer, choice, undelayed
+from llm.course.widgets.old_explorer import Explorer, choice, undelayed
 from llm.quantize import FORMATS
 
 

@@ -4,7 +4,7 @@ import torch
 
 from llm import spectra
 from llm.course.figures import spectrum
-from llm.course.widgets.explorer import Explorer, choice, slider, take_the_place_of_the_last, undelayed
+from llm.course.widgets.old_explorer import Explorer, choice, slider, take_the_place_of_the_last, undelayed
 
 
 def delta_explorer(deltas: dict[str, dict[str, torch.Tensor]]) -> Explorer:

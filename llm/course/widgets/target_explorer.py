@@ -9,7 +9,7 @@ import torch.nn as nn
 
 from llm.course.audit import AuditRow, audit_model
 from llm.course.figures import audit
-from llm.course.widgets.explorer import Explorer, slider
+from llm.course.widgets.old_explorer import Explorer, slider
 from llm.lora import apply_lora
 from llm.model import GPT, GPTConfig
 

@@ -10,7 +10,7 @@ import ipywidgets as widgets
 
 from llm.adapters import load_adapter
 from llm.course.tasks import respond
-from llm.course.widgets.explorer import close_parts, live, take_the_place_of_the_last
+from llm.course.widgets.old_explorer import close_parts, live, take_the_place_of_the_last
 from llm.errors import AdapterError
 from llm.lora import remove_lora
 from llm.model import GPT
