@@ -11,7 +11,7 @@ from llm.paths import PROJECT, ROOT
 TAG = "bootstrap"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 PACKED = ("llm", "notebooks", "data", "pyproject.toml", "README.md")  # what a notebook needs, and no tests
-LEFT_OUT = {"__pycache__", "cache", ".ipynb_checkpoints"}  # made again there
+LEFT_OUT = {"__pycache__", "cache", ".ipynb_checkpoints", "node_modules"}  # made again there
 
 MORE = {contents.file_name("real_model"): ("gguf",)}  # packages that a notebook needs and Colab lacks
 
