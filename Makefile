@@ -60,13 +60,7 @@ setup: .venv/.lab
 real: setup .venv/.real
 	@$(BIN)/python -m llm fetch --real
 
-co# what the instruments in the page are built from lies in browser/: needs Node.js, and only after a change there
-bundle:
-	cd llm/course/widgets/browser && npm ci --no-audit --no-fund --silent && npm run --silent build
-
-# trusted, because the explorers that are stored in them are scripts
-lab: setup
-	@$(BIN)/jupyter trust notebooks/*.ipynb > /dev/null
+colab: setup
 	@$(BIN)/python -m llm pack
 
 # what the instruments in the page are built from lies in browser/: needs Node.js, and only after a change there
