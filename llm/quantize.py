@@ -78,7 +78,7 @@ def dequantize_blocks(codes: torch.Tensor, absmax: torch.Tensor, levels: torch.T
 def bits_per_weight(block: int = BLOCK, double: bool = False) -> float:
     """What a weight takes with its share of the scales: its code, and an absmax for each block.
 
-    An absmax is a float32; under double quantisation 8 bits, and a float32 for each 256 of them.
+    An absmax is a float32; under double quantization 8 bits, and a float32 for each 256 of them.
     """
     return 4 + ((8 + 32 / NESTED_BLOCK) if double else 32) / block
 
@@ -86,10 +86,10 @@ def bits_per_weight(block: int = BLOCK, double: bool = False) -> float:
 class Linear4bit(nn.Linear):
     """A frozen linear layer whose weights are four bits each: x (..., in) -> (..., out).
 
-    `weight` (out, in) is worked out at each call, in the dtype of the layer that was quantised, and kept by nobody: a
+    `weight` (out, in) is worked out at each call, in the dtype of the layer that was quantized, and kept by nobody: a
     forward pass and its backward each have it for the time of their product. The input gets its gradient, the weight
     none. state_dict: `codes`, two a byte, `absmax`, float32 or uint8, and what the latter needs; never W.
-    double: whether absmax is quantised, too (section 3 of the paper). The bias stays as it was.
+    double: whether absmax is quantized, too (section 3 of the paper). The bias stays as it was.
     Raises ValueError for an unknown format, a block that makes no sense, and weights that are packed or not finite.
     """
 
@@ -101,7 +101,7 @@ class Linear4bit(nn.Linear):
                 f"no {format!r} in blocks of {block} weights: choose one of {known}, in blocks of 1 or more"
             )
         if isinstance(linear, Linear4bit) or not linear.weight.is_floating_point():
-            raise ValueError("the weights are packed already: quantise the model as it was")
+            raise ValueError("the weights are packed already: quantize the model as it was")
         if not linear.weight.isfinite().all():
             raise ValueError("the weights hold NaN or infinity, which no block can be scaled by")
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -142,7 +142,7 @@ class Linear4bit(nn.Linear):
 
     @property
     def scheme(self) -> str:
-        """How it is quantised, in a word: "nf4", "nf4-double", "int4-32"."""
+        """How it is quantized, in a word: "nf4", "nf4-double", "int4-32"."""
         return self.format + f"-{self.block}" * (self.block != BLOCK) + "-double" * self.double
 
     def _apply(self, fn, recurse=True):
@@ -217,12 +217,12 @@ def dequantize(model: nn.Module) -> nn.Module:
 
 
 def four_bit_layers(model: nn.Module) -> dict[str, Linear4bit]:
-    """The quantised layers of `model`, with LoRA around them or without, by the path at which each stands first."""
+    """The quantized layers of `model`, with LoRA around them or without, by the path at which each stands first."""
     return {paths[0]: m for m, paths in places(model).items() if isinstance(m, Linear4bit)}
 
 
 def scheme_of(model: nn.Module) -> str | None:
-    """How `model` is quantised, in a word, or several with + between them; None for a model that is not."""
+    """How `model` is quantized, in a word, or several with + between them; None for a model that is not."""
     return "+".join(sorted({layer.scheme for layer in four_bit_layers(model).values()})) or None
 
 

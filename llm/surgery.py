@@ -138,7 +138,7 @@ def silenced(layers: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def left_out(model: nn.Module) -> tuple[float, str]:
-    """The share of the weights that no linear layer holds, and a sentence where it is above 1 %, else an empty one.
+    """The share of the weights that no linear layer holds, and a sentence where it is above 1%, else an empty one.
 
     Embeddings, norms and biases are not counted; Conv1D, convolutions and experts in one 3-D parameter are.
     """

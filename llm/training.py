@@ -18,7 +18,7 @@ from llm.errors import SettingError, TrainingError
 from llm.loss import IGNORE, check_precision, multiplies_bfloat16
 
 LearningRate = float | Callable[[str], float]
-Loss = Callable[..., torch.Tensor]  # (model, inputs, targets) -> mean nats a token; perhaps also precision="float32"
+Loss = Callable[..., torch.Tensor]  # (model, inputs, targets) -> mean nats per token; perhaps also precision="float32"
 
 
 def best_device(name: str = "auto", number: int | None = None) -> torch.device:
@@ -49,7 +49,7 @@ def best_device(name: str = "auto", number: int | None = None) -> torch.device:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step: its index from 0, mean loss in nats a token, learning rate, seconds, tokens read."""
+    """One optimizer step: its index from 0, mean loss in nats per token, learning rate, seconds, tokens read."""
 
     index: int
     loss: float

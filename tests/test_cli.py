@@ -481,7 +481,7 @@ def test_an_adapter_over_four_bits_is_made_used_and_merged_over_the_same_four_bi
     assert said(capsys, *argv, "--out", "small", "--quantize", "nf4-double")[0] == 0
     assert json.loads(Path("small/run.json").read_text())["quantize"] == "nf4-double"
     code, out, err = said(capsys, "adapters", "small", made, "small", "--base", tiny)  # each over its own
-    assert code == 0 and not err and out.count(f"fits {tiny}") == 3 and out.count("quantised to nf4-double") == 2
+    assert code == 0 and not err and out.count(f"fits {tiny}") == 3 and out.count("quantized to nf4-double") == 2
     asked = ["generate", "The cat", "--temperature", "0", "--max-new-tokens", "9"]
     one = said(capsys, *asked, "--adapter", "small")
     assert one[0] == 0 and one == said(capsys, *asked, "--adapter", "small", "--base", tiny)
@@ -515,9 +515,9 @@ BAD = [
     (["finetune", "records", "--dtype", "int8"], "there is no --dtype int8 here: choose one of float32, bfloat16"),
     (
         ["finetune", "records", "--quantize", "nf5"],
-        "course cannot be quantised: there is no scheme 'nf5': choose one of nf4",
+        "course cannot be quantized: there is no scheme 'nf5': choose one of nf4",
     ),
-    (["finetune", "records", "--quantize", ""], "course cannot be quantised: there is no scheme '': choose one of nf4"),
+    (["finetune", "records", "--quantize", ""], "course cannot be quantized: there is no scheme '': choose one of nf4"),
     (
         ["finetune", "records", "--method", "qlora"],
         "QLoRA is LoRA over a base of four bits: give --method lora --quantize",

@@ -342,7 +342,7 @@ def test_an_adapter_is_merged_into_what_it_saw_or_into_what_was_before_or_is_rou
     found = {merge: measure(replace(QLORA, merge=merge)) for merge in ("", *experiments.MERGES)}
     same = [{key: row[key] for key in ("before", "trainable", "rank90")} for row in found.values()]
     assert same[1:] == same[:-1]
-    assert found["dequantised"]["after"] == pytest.approx(found[""]["after"], abs=1e-3)
+    assert found["dequantized"]["after"] == pytest.approx(found[""]["after"], abs=1e-3)
     assert len({row["after"] for row in found.values()}) >= 3
 
 

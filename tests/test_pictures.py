@@ -138,9 +138,6 @@ STORED = {
         {"shakespeare": {"norm": ([10, 20], [5.0, 4.9]), "lora": ([10, 20], [4.5, 4.3])}}, {"shakespeare": 5.1}
     ),
     "score_bars": lambda: figures.score_bars(SCORES),
-    "arm_bars": lambda: figures.arm_bars(
-        {t: {"full": 0.4, "lora": 0.66, "norm": -0.01} for t in ("shakespeare", "records")}, "loss added on held-out speeches, nats a token"
-    ),
     "training_log": lambda: figures.training_log(
         [{"tokens": 1e6 * i, "plays": 9 - i / 2, "speeches": 9 - i / 2.1, "wikipedia": 9 - i / 3} for i in range(1, 10)],
         ["plays", "speeches", "wikipedia"],
@@ -155,7 +152,7 @@ STORED = {
     "by_target": lambda: figures.by_target(pick("targets", r=8)),
     "by_seed": lambda: figures.by_seed(of_qlora({"LoRA": ("", ""), "QLoRA": ("nf4", "")}), {"LoRA": "lora", "QLoRA": "qlora"}),
     "by_seed, merged": lambda: figures.by_seed(
-        of_qlora(ways := {"not merged": ("nf4", ""), "dequantised": ("nf4", "dequantised"), "original": ("nf4", "original"), "rounded again": ("nf4", "again")}),
+        of_qlora(ways := {"not merged": ("nf4", ""), "dequantized": ("nf4", "dequantized"), "original": ("nf4", "original"), "rounded again": ("nf4", "again")}),
         dict.fromkeys(ways, "qlora"),
     ),
     "curves, rank90": ranks_needed,

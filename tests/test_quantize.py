@@ -94,7 +94,7 @@ def bnb_linear(layer, double=False):
     made = bnb.nn.Linear4bit(layer.in_features, layer.out_features, layer.bias is not None, torch.float32, **options)
     made.weight = bnb.nn.Params4bit(layer.weight.detach().clone(), requires_grad=False, **options)
     made.bias = layer.bias
-    return made.to("cpu")  # which is where it quantises
+    return made.to("cpu")  # which is where it quantizes
 
 
 # levels
@@ -197,7 +197,7 @@ def test_codes_and_absmaxes_are_bitsandbytes_and_so_are_the_weights(shape, scale
     torch.testing.assert_close(ours.weight, theirs.dequantize_4bit(codes, state), rtol=1e-6, atol=0)
 
 
-def test_doubly_quantised_scales_are_bitsandbytes_but_where_two_levels_are_equally_near():
+def test_doubly_quantized_scales_are_bitsandbytes_but_where_two_levels_are_equally_near():
     """bitsandbytes' processor kernel finds the nearest of 256 through a table: near a border it may take the other one."""
     layer = linear(512, 512)
     codes, state = theirs.quantize_4bit(layer.weight.detach(), quant_type="nf4", compress_statistics=True)
@@ -239,7 +239,7 @@ def test_it_computes_what_a_dense_layer_with_its_weights_does_gradients_too(name
     torch.testing.assert_close(*(torch.autograd.grad(out.pow(2).sum(), x)[0] for out in (y, goal)))
 
 
-def test_it_is_a_linear_and_says_how_it_is_quantised():
+def test_it_is_a_linear_and_says_how_it_is_quantized():
     layer = Linear4bit(linear(bias=False), block=32, double=True)
     assert isinstance(layer, nn.Linear) and (layer.in_features, layer.out_features) == (64, 48)
     assert str(layer) == "Linear4bit(in_features=64, out_features=48, bias=False, nf4-32-double)"
@@ -302,7 +302,7 @@ def test_under_autocast_it_gives_what_a_dense_layer_gives():
     assert x.grad.dtype == torch.float32
 
 
-def test_weights_in_sixteen_bits_are_quantised_from_what_they_are():
+def test_weights_in_sixteen_bits_are_quantized_from_what_they_are():
     layer = linear().to(torch.bfloat16)
     made = Linear4bit(layer)
     assert made.weight.dtype == torch.bfloat16
@@ -329,7 +329,7 @@ def test_packed_and_broken_weights_are_refused():
 # a whole model
 
 
-def test_a_model_is_quantised_in_place_but_for_its_head_and_its_embeddings():
+def test_a_model_is_quantized_in_place_but_for_its_head_and_its_embeddings():
     model, kept = base(), base()
     assert quantize(model) is model and scheme_of(model) == "nf4" and scheme_of(kept) is None
     assert (
@@ -346,7 +346,7 @@ def test_targets_and_skip_choose_as_they_do_for_lora():
         quantize(base(), targets="c_nothing")
 
 
-def test_a_model_that_cannot_be_quantised_stays_as_it_was():
+def test_a_model_that_cannot_be_quantized_stays_as_it_was():
     model = base()
     model.transformer.h[1].mlp.c_proj.weight.data[0, 0] = float("inf")
     with pytest.raises(ValueError, match="infinity"):
@@ -361,7 +361,7 @@ def test_a_model_that_is_wrapped_is_refused_by_the_first_of_its_layers_ours_or_p
     with pytest.raises(ValueError, match=around):
         quantize(apply_lora(base(), r=2))
     with pytest.raises(ValueError, match=around):
-        quantize(apply_lora(base(), r=2), targets="mlp.c_fc.base")  # also when that one would not be quantised
+        quantize(apply_lora(base(), r=2), targets="mlp.c_fc.base")  # also when that one would not be quantized
     theirs = get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="q_proj is wrapped already, by Linear: take the adapter off"):
         quantize(theirs)
@@ -385,11 +385,11 @@ def test_lora_goes_over_it_trains_and_comes_off(double):
 
 
 def test_lora_learns_the_same_over_it_as_over_a_dense_model_of_its_weights():
-    quantised, dense_model = quantize(base()), base()
-    for path, layer in four_bit_layers(quantised).items():
+    quantized, dense_model = quantize(base()), base()
+    for path, layer in four_bit_layers(quantized).items():
         dense_model.get_submodule(path).weight.data.copy_(layer.weight)
     found = []
-    for model in (quantised, dense_model):
+    for model in (quantized, dense_model):
         torch.manual_seed(3)
         learn(apply_lora(model, r=2), steps=3)
         found.append([p.detach() for layer in lora_layers(model).values() for p in (layer.A, layer.B)])
@@ -397,7 +397,7 @@ def test_lora_learns_the_same_over_it_as_over_a_dense_model_of_its_weights():
         torch.testing.assert_close(mine, goal, rtol=1e-3, atol=1e-4)
 
 
-def test_a_merge_gives_plain_layers_of_dequantised_weights_and_update():
+def test_a_merge_gives_plain_layers_of_dequantized_weights_and_update():
     model = apply_lora(quantize(base()), r=2)
     randomise(model, 0)
     wanted = answer(model)
@@ -430,7 +430,7 @@ def test_rounded_again_is_what_peft_does_when_it_merges_into_a_bitsandbytes_laye
 # adapters over it
 
 
-def test_a_fingerprint_knows_a_quantised_base_from_its_original_and_one_scheme_from_another():
+def test_a_fingerprint_knows_a_quantized_base_from_its_original_and_one_scheme_from_another():
     schemes = [dict(), dict(block=32), dict(double=True), dict(format="int4"), dict(format="fp4")]
     marks = [fingerprint(base())] + [fingerprint(quantize(base(), **scheme)) for scheme in schemes]
     assert len(set(marks)) == len(marks)
@@ -439,28 +439,28 @@ def test_a_fingerprint_knows_a_quantised_base_from_its_original_and_one_scheme_f
     assert fingerprint(apply_lora(model, r=2)) == fingerprint(remove_lora(model)) == marks[1]
 
 
-def test_one_quantised_base_has_one_fingerprint_in_float32_and_in_bfloat16():
+def test_one_quantized_base_has_one_fingerprint_in_float32_and_in_bfloat16():
     assert fingerprint(quantize(base().to(torch.bfloat16))) == fingerprint(quantize(base()))
     assert fingerprint(quantize(base()).to(torch.bfloat16)) == fingerprint(quantize(base()))
 
 
-def test_an_adapter_comes_back_over_the_same_base_quantised_alike(tmp_path):
+def test_an_adapter_comes_back_over_the_same_base_quantized_alike(tmp_path):
     model = apply_lora(quantize(base()), r=2)
     randomise(model, 0)
     save_adapter(model, tmp_path)
     torch.testing.assert_close(answer(load_adapter(quantize(base()), tmp_path)), answer(model))
 
 
-def test_an_adapter_knows_how_its_base_was_quantised_and_is_refused_over_another(tmp_path):
+def test_an_adapter_knows_how_its_base_was_quantized_and_is_refused_over_another(tmp_path):
     for name, scheme in {"plain": None, "nf4": {}, "double": dict(double=True)}.items():
         model = base() if scheme is None else quantize(base(), **scheme)
         randomise(apply_lora(model, r=2), 0)
         save_adapter(model, tmp_path / name)
     assert [inspect_adapter(tmp_path / n).quantized for n in ("plain", "nf4", "double")] == [None, "nf4", "nf4-double"]
-    assert str(inspect_adapter(tmp_path / "nf4")).endswith(", quantised to nf4")
-    assert_refused(tmp_path / "nf4", "that one was quantised to nf4, this model is not quantised", base())
-    assert_refused(tmp_path / "plain", "that one was not quantised, this model is quantised to nf4", quantize(base()))
-    assert_refused(tmp_path / "double", "quantised to nf4-double, this model is quantised to nf4:", quantize(base()))
+    assert str(inspect_adapter(tmp_path / "nf4")).endswith(", quantized to nf4")
+    assert_refused(tmp_path / "nf4", "that one was quantized to nf4, this model is not quantized", base())
+    assert_refused(tmp_path / "plain", "that one was not quantized, this model is quantized to nf4", quantize(base()))
+    assert_refused(tmp_path / "double", "quantized to nf4-double, this model is quantized to nf4:", quantize(base()))
     assert_refused(tmp_path / "nf4", "another base .fingerprint", quantize(base(seed=1)))
 
 
@@ -477,7 +477,7 @@ def test_a_word_that_is_no_scheme_is_said(word):
         read_scheme(word)
 
 
-def test_a_dequantised_model_is_dense_and_answers_the_same_and_one_in_four_bits_is_not_saved(tmp_path):
+def test_a_dequantized_model_is_dense_and_answers_the_same_and_one_in_four_bits_is_not_saved(tmp_path):
     model = quantize(base(), targets="mlp.c_fc")
     before = answer(model)
     with pytest.raises(BaseError, match="layers in four bits"):
@@ -547,7 +547,7 @@ def test_a_merge_works_the_weights_of_a_four_bit_layer_out_once():
     assert Counting.times == 1
 
 
-def test_dequantising_to_a_dtype_that_is_too_small_is_refused_with_the_model_untouched():
+def test_dequantizing_to_a_dtype_that_is_too_small_is_refused_with_the_model_untouched():
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
     with torch.no_grad():
         model[1].weight.fill_(100_000.0)

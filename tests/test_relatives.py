@@ -746,7 +746,7 @@ def test_what_makes_no_sense_is_one_sentence_and_the_model_is_as_it_was(case):
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.layer])
-def test_a_wrapped_model_is_not_quantised(name):
+def test_a_wrapped_model_is_not_quantized(name):
     kind = METHODS[name].layer.__name__
     assert_refused(
         prepared(name), quantize, f"^transformer.h.0.attn.c_attn is wrapped already, by {kind}: take the adapter off"

@@ -65,16 +65,16 @@ def test_what_was_trained_over_four_bits_says_so_and_comes_back_over_the_same_fo
     model = shaken(prepared(name, model=quantize(base(config=CONFIG))))
     save_adapter(model, tmp_path / "nf4")
     info = inspect_adapter(tmp_path / "nf4")
-    assert (info.method, info.quantized) == (name, "nf4") and str(info).endswith(", quantised to nf4")
+    assert (info.method, info.quantized) == (name, "nf4") and str(info).endswith(", quantized to nf4")
     back = load_adapter(quantize(base(config=CONFIG)), tmp_path / "nf4")
     torch.testing.assert_close(answer(back), answer(model))
     assert method_of(back) == name
     plain, double = base(config=CONFIG), quantize(base(config=CONFIG), double=True)
-    assert_refused(tmp_path / "nf4", "that one was quantised to nf4, this model is not quantised", plain)
-    assert_refused(tmp_path / "nf4", "quantised to nf4, this model is quantised to nf4-double:", double)
+    assert_refused(tmp_path / "nf4", "that one was quantized to nf4, this model is not quantized", plain)
+    assert_refused(tmp_path / "nf4", "quantized to nf4, this model is quantized to nf4-double:", double)
     save_adapter(shaken(prepared(name)), tmp_path / "plain")
     assert inspect_adapter(tmp_path / "plain").quantized is None
-    assert_refused(tmp_path / "plain", "that one was not quantised, this model", quantize(base(config=CONFIG)))
+    assert_refused(tmp_path / "plain", "that one was not quantized, this model", quantize(base(config=CONFIG)))
 
 
 DORA = {

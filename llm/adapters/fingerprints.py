@@ -22,8 +22,8 @@ def fingerprint(model: nn.Module, through: torch.dtype | None = None) -> str:
     all of them, and to read all 13.7 M would cost more than a swap. Values are rounded to bfloat16, so that weights
     shipped in fp16 have one fingerprint in fp16, fp32 and bf16. Weights that were shipped finer have another one in
     fp16, as they are rounded twice there: `through=torch.float16` gives it.
-    A layer in four bits counts by its scheme and its blocks' absmaxes, which are as coarse: so a quantised base is
-    another one than its original, and the same whether float32 or bfloat16 was quantised (but if absmax is, too).
+    A layer in four bits counts by its scheme and its blocks' absmaxes, which are as coarse: so a quantized base is
+    another one than its original, and the same whether float32 or bfloat16 was quantized (but if absmax is, too).
     """
     digest, samples = hashlib.sha256(), []
     for name, p in sorted(_of_base(model).items()):
@@ -56,7 +56,7 @@ def _of_base(model):
 
 def marks_of(model: nn.Module) -> dict[str, str]:
     """What the metadata of an adapter's tensors says of the base under `model`: its fingerprint, the one that it has in
-    float16 if that is another, and how it was quantised."""
+    float16 if that is another, and how it was quantized."""
     digits, halved = fingerprint(model), fingerprint(model, torch.float16)
     marks = dict(base_fingerprint=digits, base_fingerprint_float16=halved, base_quantized=scheme_of(model))
     return {key: mark for key, mark in marks.items() if mark and (mark != digits or key == "base_fingerprint")}
@@ -69,10 +69,10 @@ def check_base(model: nn.Module, folder: Path, marks: dict[str, str], base: str 
     if right is None or digits in (right, marks.get("base_fingerprint_float16")):
         return
     if (scheme := marks.get("base_quantized")) != scheme_of(model):
-        there, this = (f"quantised to {s[:40]}" if s else "not quantised" for s in (scheme, scheme_of(model)))
+        there, this = (f"quantized to {s[:40]}" if s else "not quantized" for s in (scheme, scheme_of(model)))
         raise AdapterError(
             f"{folder} was trained on another base: that one was {there}, this model is {this}: load its own base and "
-            "quantise it as that one was"
+            "quantize it as that one was"
         )
     if right == fingerprint(model, torch.float16):
         return

@@ -49,7 +49,7 @@ class AdapterInfo:
     bytes: int  # on disk, both files
     fingerprint: str | None  # of the base it was trained on; an adapter made by PEFT names none
     base: str | None = None  # the name that the config gives it
-    quantized: str | None = None  # how that base was quantised: "nf4", "nf4-double"
+    quantized: str | None = None  # how that base was quantized: "nf4", "nf4-double"
     method: str = "lora"  # or "lora-fa", "dora", or "ia3", which has neither rank nor scale: they are 0
 
     @property
@@ -69,7 +69,7 @@ class AdapterInfo:
                 "IA3" if self.method == "ia3" else self._scaled(),
                 f"{len(self.layers)} layers: " + shown(", ".join(f"{n} x {kind}" for kind, n in kinds.items()), 4000),
                 f"{self.parameters:,} parameters in {self.bytes:,} bytes",
-                f"base {base}" + f", quantised to {self.quantized}" * bool(self.quantized),
+                f"base {base}" + f", quantized to {self.quantized}" * bool(self.quantized),
             )
         )
 

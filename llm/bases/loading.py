@@ -38,7 +38,7 @@ def load(
     """The base called `name`: one of `NAMES`, or a folder of the course's, of GPT-2, or of any transformers model.
 
     A folder that has one of the names is "./gpt2", or a Path. What the hub calls one of them stands for it, too.
-    scheme: how its linear layers but the head are quantised, a word as `quantize.read_scheme` has it: "nf4".
+    scheme: how its linear layers but the head are quantized, a word as `quantize.read_scheme` has it: "nf4".
     Raises BaseError, in one sentence, when it cannot be had, is damaged, or does not fit dtype, device or memory.
     """
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize >= 2):
@@ -51,7 +51,7 @@ def load(
             try:
                 quantize(base.model, **read_scheme(scheme))
             except ValueError as error:  # `quantize.py` knows none of our errors
-                raise BaseError(f"{name} cannot be quantised: {error}") from None
+                raise BaseError(f"{name} cannot be quantized: {error}") from None
         # a transformers model has its dtype, and its buffers theirs: rotary angles in 16 bits are off by whole turns
         base.model.to(device, dtype if isinstance(base.model, GPT) else None)
     except (MemoryError, RuntimeError) as error:

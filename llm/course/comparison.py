@@ -54,7 +54,7 @@ def half_powers(rows: Rows) -> Rows:
 
 
 def forgotten(row: dict) -> float:
-    """Nats a token that a run has cost on the speeches, which it was not trained on."""
+    """Nats per token that a run has cost on the speeches, which it was not trained on."""
     return row["speeches_after"] - row["speeches_before"]
 
 

@@ -29,7 +29,7 @@ from llm.training import Step, evaluate, train
 SEEDS = (0, 1, 2)
 # what an adapter trained over four bits may be merged into: what it saw, in floats; the base as it was before it was
 # rounded; the first of them rounded once more
-MERGES = ("dequantised", "original", "again")
+MERGES = ("dequantized", "original", "again")
 
 
 @dataclass(frozen=True)
@@ -260,9 +260,9 @@ def trained(run: Recipe, device: str = "cpu") -> tuple[torch.nn.Module, list[Ste
 
 
 def measure(run: Recipe, device: str = "cpu") -> dict:
-    """Do one run and measure it: trainable parameters, held-out loss (nats a token) before and after, the loss on the
+    """Do one run and measure it: trainable parameters, held-out loss (nats per token) before and after, the loss on the
     speeches before and after, shares of 100 answers that parse and are right, seconds a step, the base's fingerprint,
-    the device, the rank that holds 90 % of a matrix's update, the median over the matrices of the blocks, and the
+    the device, the rank that holds 90% of a matrix's update, the median over the matrices of the blocks, and the
     training loss on the way, the mean of each twentieth of the steps, in one cell with blanks between them."""
     base, (model, steps) = _base(run.model), trained(run, device)
     row = dict(trainable=sum(p.numel() for p in model.parameters() if p.requires_grad))
@@ -287,7 +287,7 @@ def measure(run: Recipe, device: str = "cpu") -> dict:
 
 
 def _ranks(model, base):
-    """Of each block matrix that moved, the rank that holds 90 % of its update."""
+    """Of each block matrix that moved, the rank that holds 90% of its update."""
     if layers := lora_layers(model):
         updates = [layer.update().detach() for layer in layers.values()]
     else:

@@ -37,7 +37,7 @@ RESUME, REPORT = "resume.pt", "run.json"
 class Run:
     """A run that is ready to train; `done` counts the steps that are behind it.
 
-    curve: held-out losses where they were measured, (step, nats a token), the base's first. losses: of each step.
+    curve: held-out losses where they were measured, (step, nats per token), the base's first. losses: of each step.
     """
 
     settings: Settings
@@ -82,7 +82,7 @@ class Run:
         return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes) + packed
 
     def heldout(self) -> float:
-        """Mean loss in nats a token on text that is not trained on; measured once a step, and kept in `curve`."""
+        """Mean loss in nats per token on text that is not trained on; measured once a step, and kept in `curve`."""
         if not self.curve or self.curve[-1][0] != self.done:
             self.curve.append((self.done, evaluate(self.base.model, self.data.heldout, loss=self.base.loss)))
         return self.curve[-1][1]

@@ -26,7 +26,7 @@ class Verdict:
 def verdict(heldout: Sequence[tuple[int, float]], training: Sequence[float]) -> Verdict | None:
     """What a run's losses mean. None when nothing was measured after the start.
 
-    heldout: (step, mean nats a token) on text that is not trained on, in the order of steps, the base's own first.
+    heldout: (step, mean nats per token) on text that is not trained on, in the order of steps, the base's own first.
     training: the loss of each step, or of some at even distances.
     """
     if len(heldout) < 2:

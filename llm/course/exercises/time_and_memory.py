@@ -35,5 +35,5 @@ def check_count_step(count_step: Callable) -> str | None:
     return Comparison(
         invite="how many products does one frozen matrix take in a step, and how many does A take?",
         wanted="one whole number",
-        otherwise="that is not the count. One 10 x 10 matrix with r = 1 takes 260 multiplications a token without the head",
+        otherwise="that is not the count. One 10 x 10 matrix with r = 1 takes 260 multiplications per token without the head",
     ).diagnose(count_step, cases, right, slips)

@@ -136,30 +136,30 @@ def png(figure: Figure) -> bytes:
     pixels = figure.canvas if isinstance(figure.canvas, Pixels) else Pixels(figure)
     pixels.redraw()
     buffer = io.BytesIO()
-    # Pillow's own level takes 30 ms longer for a picture full of noise, to save 3 % of its bytes
+    # Pillow's own level takes 30 ms longer for a picture full of noise, to save 3% of its bytes
     imsave(buffer, np.asarray(pixels.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})
     return buffer.getvalue()
 
 
-def note(axes: Axes, text: str, at: tuple, points: tuple[float, float], colour: str, **style) -> None:
-    """A text beside a place of the axes, so many points away from it; colour: by its name in `COLOURS`, or another one."""
-    axes.annotate(text, at, points, textcoords="offset points", color=COLOURS.get(colour, colour), **style)
+def note(axes: Axes, text: str, at: tuple, points: tuple[float, float], color: str, **style) -> None:
+    """A text beside a place of the axes, so many points away from it; color: by its name in `COLOURS`, or another one."""
+    axes.annotate(text, at, points, textcoords="offset points", color=COLOURS.get(color, color), **style)
 
 
-def label_end(axes: Axes, x: float, y: float, text: str, colour: str, end: tuple | None = None, **style) -> None:
-    """A label beside a curve's last point, in the curve's colour; `spread` finds places for several.
+def label_end(axes: Axes, x: float, y: float, text: str, color: str, end: tuple | None = None, **style) -> None:
+    """A label beside a curve's last point, in the curve's color; `spread` finds places for several.
 
     end: that point, where the label may stand elsewhere: a thin line then leads to it.
     """
     if end and end != (x, y):
-        look = dict(color=COLOURS.get(colour, colour), lw=1, ls=":", zorder=1.5, clip_on=False, label="_leader")
+        look = dict(color=COLOURS.get(color, color), lw=1, ls=":", zorder=1.5, clip_on=False, label="_leader")
         axes.add_artist(Line2D([end[0], x], [end[1], y], **look))
-    note(axes, text, (x, y), (6, 0), colour, va="center", annotation_clip=False, **style)
+    note(axes, text, (x, y), (6, 0), color, va="center", annotation_clip=False, **style)
 
 
-def seeds(axes: Axes, x: float, values: list[float], colour: str, alpha: float = 0.4, size: float = 5) -> None:
-    """A pale point for each seed's value, above one place; colour: as in `note`."""
-    axes.plot([x] * len(values), values, "o", color=COLOURS.get(colour, colour), alpha=alpha, ms=size, mec="none")
+def seeds(axes: Axes, x: float, values: list[float], color: str, alpha: float = 0.4, size: float = 5) -> None:
+    """A pale point for each seed's value, above one place; color: as in `note`."""
+    axes.plot([x] * len(values), values, "o", color=COLOURS.get(color, color), alpha=alpha, ms=size, mec="none")
 
 
 def axes_gap(curves: list[list[float]], start: float) -> float:
@@ -169,7 +169,7 @@ def axes_gap(curves: list[list[float]], start: float) -> float:
 
 
 def spread(values: list[float], gap: float, low: float = -inf) -> list[float]:
-    """The values, in their order, moved apart until neighbours are `gap` away: where labels can stand, none below `low`.
+    """The values, in their order, moved apart until neighbors are `gap` away: where labels can stand, none below `low`.
 
     Neighbours that would touch stand around the mean of where they belong, so that none is pushed far.
     """

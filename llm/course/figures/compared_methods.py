@@ -9,7 +9,7 @@ from matplotlib.ticker import NullLocator
 
 from llm.course.comparison import Order, at_best, by_method, by_rate
 from llm.course.figures.canvas import emptied, label_end, new_axes, note, seeds, spread
-from llm.course.figures.palette import COLOURS, METHODS, colour_of
+from llm.course.figures.palette import COLOURS, METHODS, color_of
 from llm.course.movements import Moved
 
 RATES = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
@@ -21,7 +21,7 @@ AT_THE_EDGE = {"top": (min, (25, -6), "right", "top"), "bottom": (max, (25, 6), 
 
 
 def rates(rows: list[dict], task: str) -> Figure:
-    """Loss over the learning rate of one task: a panel for each method, the others in grey, its best in a ring, the base
+    """Loss over the learning rate of one task: a panel for each method, the others in gray, its best in a ring, the base
     dashed. What is worse by far leaves the picture.
     """
     here = by_method(rows, task)
@@ -32,18 +32,18 @@ def rates(rows: list[dict], task: str) -> Figure:
     deep = low - 0.3 * ((top if far else base) - low)
     figure, panels = new_axes(8.6, 5.2, 3, 4, sharex=True, sharey=True)
     for axes, name in zip(panels, METHODS):
-        axes.set_title(METHODS[name], fontsize=10, color=colour_of(name))
+        axes.set_title(METHODS[name], fontsize=10, color=color_of(name))
         for other, curve in curves.items():
             if other != name:
                 axes.plot(list(curve), list(curve.values()), color=PALE, lw=0.9, zorder=1)
         axes.axhline(base, color=COLOURS["base"], lw=1, ls="--", zorder=2)
         if name in curves:
-            curve, colour = curves[name], colour_of(name)
-            axes.plot(list(curve), list(curve.values()), color=colour, marker="o", ms=4, zorder=3)
+            curve, color = curves[name], color_of(name)
+            axes.plot(list(curve), list(curve.values()), color=color, marker="o", ms=4, zorder=3)
             best = min(curve, key=curve.__getitem__)
-            axes.plot(best, curve[best], "o", color=colour, ms=11, mfc="none", zorder=4, label="best")
+            axes.plot(best, curve[best], "o", color=color, ms=11, mfc="none", zorder=4, label="best")
             place = dict(ha="center", va="top", fontsize=9)
-            note(axes, f"{curve[best]:.2f}", (best, curve[best]), (0, -8), colour, **place)
+            note(axes, f"{curve[best]:.2f}", (best, curve[best]), (0, -8), color, **place)
     axes = panels[0]
     axes.set_xscale("log"), axes.set_xlim(6e-5, 5)
     axes.set_xticks(RATES, ["0.0001", "", "0.01", "", "1"]), axes.xaxis.set_minor_locator(NullLocator())
@@ -51,7 +51,7 @@ def rates(rows: list[dict], task: str) -> Figure:
     if base < top:
         note(axes, "base", (7e-5, base), (0, 3), "base", fontsize=9)
     figure.supxlabel("learning rate (its peak)", fontsize=10)
-    figure.supylabel("loss, nats a token", fontsize=10)
+    figure.supylabel("loss, nats per token", fontsize=10)
     return figure
 
 
@@ -72,7 +72,7 @@ def compared(rows: list[dict]) -> Figure:
     plays.axhline(base, color=COLOURS["base"], lw=1, ls="--")
     _compared(plays, here, "after", {"full": AT_THE_EDGE["bottom"]})
     note(plays, "base", (3e7, base), (0, 4), "base", ha="right")
-    plays.set_ylabel("held-out loss, nats a token")
+    plays.set_ylabel("held-out loss, nats per token")
     plays.set_title("the plays: lower is better", fontsize=10)
     return figure
 
@@ -85,9 +85,9 @@ def _compared(axes, here, measure, beside):
     if "lora" in found:
         axes.axhspan(min(found["lora"]), max(found["lora"]), color=COLOURS["lora"], alpha=0.13, lw=0, zorder=0)
     for name, values in found.items():
-        colour = colour_of(name)
-        seeds(axes, places[name], values, colour, 0.45)
-        axes.plot(places[name], median(values), "_", color=colour, ms=11, mew=2.4, label=METHODS[name])
+        color = color_of(name)
+        seeds(axes, places[name], values, color, 0.45)
+        axes.plot(places[name], median(values), "_", color=color, ms=11, mew=2.4, label=METHODS[name])
     axes.set_xticks([1e2, 1e4, 1e6], ["100", "10,000", "1 million"]), axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("numbers that train")
     low, high = axes.get_ylim()
@@ -97,14 +97,14 @@ def _compared(axes, here, measure, beside):
     rows_of = spread([middle[name] for name in crowd], gap)
     edge = max((places[name] for name in crowd), default=1e5)
     for name, y in zip(crowd, rows_of):
-        axes.plot([places[name] * 1.12, edge * 1.7, edge * 2.3], [middle[name], y, y], color=colour_of(name), lw=0.6,
+        axes.plot([places[name] * 1.12, edge * 1.7, edge * 2.3], [middle[name], y, y], color=color_of(name), lw=0.6,
                   alpha=0.6, zorder=1)  # fmt: skip
         style = dict(weight="bold") if name == "lora" else {}
-        axes.annotate(METHODS[name], (edge * 2.5, y), va="center", color=colour_of(name), fontsize=9, **style)
+        axes.annotate(METHODS[name], (edge * 2.5, y), va="center", color=color_of(name), fontsize=9, **style)
     for name in found.keys() - set(crowd):
         which, points, ha, va = beside.get(name, BELOW)
         text = METHODS[name].replace(" ", "\n") if name == "full" else METHODS[name]  # no room for it at the edge
-        note(axes, text, (places[name], which(found[name])), points, colour_of(name), ha=ha, va=va, fontsize=9)
+        note(axes, text, (places[name], which(found[name])), points, color_of(name), ha=ha, va=va, fontsize=9)
 
 
 def _side_by_side(numbers: dict[str, int]) -> dict[str, float]:
@@ -123,28 +123,28 @@ def order(found: Order, figure: Figure | None = None) -> Figure:
     """
     figure, [axes], new = emptied(figure, 8.6, 3.9, left=0.13, right=0.92, top=0.95, bottom=0.13)
     names, ours = list(found.best), list(found.best.values())
-    n, low, colours = len(names), ours[0], [colour_of(name) for name in names]
+    n, low, colors = len(names), ours[0], [color_of(name) for name in names]
     high = min(found.base + 0.6 * (found.base - low), 3 * ours[-1])
     beside = axes.get_yaxis_transform()
     if new:
-        axes.set_ylim(n - 0.4, -0.8), axes.set_xlabel("loss, nats a token")
+        axes.set_ylim(n - 0.4, -0.8), axes.set_xlabel("loss, nats per token")
         axes.text(1.03, -0.8, "place", transform=beside, ha="center", fontsize=9)
     if axes.get_xlim() != (left := low - 0.06 * (high - low), high):  # another task
         axes.set_xlim(left, high), axes.set_yticks(range(n), [METHODS[name] for name in names])
-        for label, colour in zip(axes.get_yticklabels(), colours):
-            label.set_color(colour)
+        for label, color in zip(axes.get_yticklabels(), colors):
+            label.set_color(color)
     axes.plot(ours, range(n), "o", color="black", ms=10, mfc="none", mew=1.2, zorder=2, animated=True)
     axes.axvline(found.base, color=COLOURS["base"], lw=1, ls="--", animated=True)
     note(axes, "base", (found.base, n - 0.5), (4, 0), "base", fontsize=9, animated=True)
     at = [min(found.now.get(name, best), high) for name, best in found.best.items()]
-    axes.hlines(range(n), ours, at, colours, lw=2, alpha=0.5, animated=True)
+    axes.hlines(range(n), ours, at, colors, lw=2, alpha=0.5, animated=True)
     for marker in "o>":
         shown = [i for i, name in enumerate(names) if name in found.now and (marker == "o") == (at[i] < high)]
-        where = dict(marker=marker, c=[colours[i] for i in shown], zorder=3, animated=True)
+        where = dict(marker=marker, c=[colors[i] for i in shown], zorder=3, animated=True)
         axes.scatter([at[i] for i in shown], shown, 42, **where)
-    for i, (name, colour) in enumerate(zip(names, colours)):
+    for i, (name, color) in enumerate(zip(names, colors)):
         place = str(found.places.get(name, "-"))  # short: to draw text takes longest of all
-        axes.text(1.03, i, place, transform=beside, ha="center", va="center", color=colour, animated=True)
+        axes.text(1.03, i, place, transform=beside, ha="center", va="center", color=color, animated=True)
     return figure
 
 
@@ -170,9 +170,9 @@ def lengths_and_turns(found: dict[str, Moved]) -> Figure:
     """How far each output's weights have grown or shrunk over how far they have turned: a panel a method, a dot an output."""
     figure, panels = new_axes(8.6, 3.2, columns=len(found))
     for axes, (name, part) in zip(panels, found.items()):
-        axes.plot(part.turned.tolist(), part.grown.tolist(), "o", color=colour_of(name), ms=3, alpha=0.45, mec="none")
+        axes.plot(part.turned.tolist(), part.grown.tolist(), "o", color=color_of(name), ms=3, alpha=0.45, mec="none")
         axes.set_xlim(0, 1.05 * part.turned.max().item()), axes.set_ylim(0, 1.05 * part.grown.max().item())
-        axes.set_title(f"{METHODS[name]}: correlation {part.correlation:+.2f}", fontsize=10, color=colour_of(name))
+        axes.set_title(f"{METHODS[name]}: correlation {part.correlation:+.2f}", fontsize=10, color=color_of(name))
         axes.set_xlabel("turned (1 - cosine)")
         axes.locator_params(nbins=4)
     panels[0].set_ylabel("change of length")

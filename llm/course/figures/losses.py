@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from llm.course.figures.canvas import axes_gap, emptied, label_end, new_axes, note, spread
-from llm.course.figures.palette import COLOURS, NAMES
+from llm.course.figures.palette import COLOURS, NAMES, task_name
 
 
 def loss_curves(curves: dict[str, dict[str, tuple[list, list]]], start: dict[str, float]) -> Figure:
@@ -20,9 +20,9 @@ def loss_curves(curves: dict[str, dict[str, tuple[list, list]]], start: dict[str
         for (arm, (steps, losses)), y in zip(arms.items(), ends):
             axes.plot([0, *steps], [start[task], *losses], color=COLOURS[arm], marker="o", ms=4, label=NAMES[arm])
             label_end(axes, last, y, NAMES[arm], arm)
-        axes.set(title=task, xlabel="training steps", xlim=(0, last * 1.42))  # room for the labels
+        axes.set(title=task_name(task), xlabel="training steps", xlim=(0, last * 1.42))  # room for the labels
         axes.set_xticks([t for t in axes.get_xticks() if t <= last])
-    panels[0].set_ylabel("held-out loss, nats a token")
+    panels[0].set_ylabel("held-out loss, nats per token")
     return figure
 
 
@@ -44,37 +44,22 @@ def score_bars(scores: dict[str, dict[str, float]]) -> Figure:
     return figure
 
 
-def arm_bars(values: dict[str, dict[str, float]], label: str) -> Figure:
-    """One number for each task and arm: a panel for each task, a bar for each arm."""
-    figure, panels = new_axes(8.0, 0.9 + 0.5 * len(next(iter(values.values()))), columns=len(values), sharex=True)
-    for axes, (task, arms) in zip(panels, values.items()):
-        names = list(arms)[::-1]
-        bars = axes.barh([NAMES[a] for a in names], [arms[a] for a in names], color=[COLOURS[a] for a in names])
-        axes.bar_label(bars, [f"{arms[a]:+.2f}" for a in names], padding=4)
-        axes.axvline(0, color=COLOURS["base"], lw=0.8)
-        axes.set_title(task)
-        axes.margins(x=0.22)
-    panels[-1].tick_params(labelleft=False)
-    figure.supxlabel(label, fontsize=10)
-    return figure
-
-
 def training_log(rows: list[dict], registers: list[str]) -> Figure:
     """Held-out loss of each register over the tokens read: one row of the log a point."""
     figure, (axes,) = new_axes(7.0, 3.8)
-    colours = [COLOURS[name] for name in ("full", "lora", "norm", "other")]
+    colors = [COLOURS[name] for name in ("full", "lora", "norm", "other")]
     tokens = [row["tokens"] / 1e6 for row in rows]
     ends = spread([rows[-1][r] for r in registers], 0.35)
-    for register, colour, end in zip(registers, colours, ends):
-        axes.plot(tokens, [row[register] for row in rows], color=colour, label=register)
-        label_end(axes, tokens[-1], end, f"{register} {rows[-1][register]:.2f}", colour)
-    axes.set(xlabel="tokens read, millions", ylabel="held-out loss, nats a token")
+    for register, color, end in zip(registers, colors, ends):
+        axes.plot(tokens, [row[register] for row in rows], color=color, label=register)
+        label_end(axes, tokens[-1], end, f"{register} {rows[-1][register]:.2f}", color)
+    axes.set(xlabel="tokens read, millions", ylabel="held-out loss, nats per token")
     axes.set_ylim(bottom=0)
     return figure
 
 
 def trials(found: list[tuple[list[int], list[float]]], figure: Figure | None = None) -> Figure:
-    """Held-out loss over steps of several runs, numbered from 1, the latest in full colour; draws into `figure` if given.
+    """Held-out loss over steps of several runs, numbered from 1, the latest in full color; draws into `figure` if given.
 
     found: (steps, losses) of each run, from step 0, which is the base.
     """
@@ -88,6 +73,6 @@ def trials(found: list[tuple[list[int], list[float]]], figure: Figure | None = N
     if not found:
         axes.set_ylim(0, 1)
         note(axes, "no run yet", (0.5, 0.5), (0, 0), "base", xycoords="axes fraction", ha="center", animated=True)
-    axes.set_xlabel("training steps"), axes.set_ylabel("held-out loss, nats a token")
+    axes.set_xlabel("training steps"), axes.set_ylabel("held-out loss, nats per token")
     axes.set_xlim(0, max([10, *(x[-1] for x, _ in found)]))
     return figure

@@ -18,7 +18,7 @@ LOOK = dict(cmap=matplotlib.colormaps[SIGNED], aspect="auto", interpolation="nea
 def show_matrix(
     axes: Axes, matrix: torch.Tensor, title: str, limit: float | None = None, animated: bool = False
 ) -> None:
-    """A matrix in red and blue, white at zero; limit: the value of the deepest colour.
+    """A matrix in red and blue, white at zero; limit: the value of the deepest color.
 
     animated: for one that is another one every time, as `canvas.emptied` has it.
     """

@@ -1,6 +1,6 @@
-"""The course's colours and names: one colour is one method in every plot, curve and notebook.
+"""The course's colors and names: one color is one method in every plot, curve and notebook.
 
-Okabe and Ito's palette, which colour-blind readers tell apart.
+Okabe and Ito's palette, which color-blind readers tell apart.
 """
 
 COLOURS = {
@@ -36,15 +36,21 @@ METHODS = {
     "norm": "final norm",
     "full": "full fine-tune",
 }
-OUTSIDE = ("ia3", "prefix", "prompt", "bitfit")  # neither A and B nor a control: grey
+TASKS = {"shakespeare": "plays"}  # tasks by their names in `llm.course.tasks`, where a reader reads another word
+OUTSIDE = ("ia3", "prefix", "prompt", "bitfit")  # neither A and B nor a control: gray
 FORMATS = {
     "nf4": "#332288",
     "fp4": "#999933",
     "int4": "#882255",
-}  # Tol's muted set: ways to round, and no method's colour
+}  # Tol's muted set: ways to round, and no method's color
 SIGNED = "RdBu"  # of a matrix: red below zero, white at zero, blue above
 
 
-def colour_of(method: str) -> str:
+def color_of(method: str) -> str:
     """Of one of METHODS: blue for all that has A and B, as everywhere."""
     return "#777777" if method in OUTSIDE else COLOURS.get(method, COLOURS["lora"])
+
+
+def task_name(task: str) -> str:
+    """What a title or a label says for a task."""
+    return TASKS.get(task, task)

@@ -8,15 +8,15 @@ from matplotlib.figure import Figure
 
 from llm.course.comparison import at_best, by_method, group
 from llm.course.figures.canvas import axes_gap, label_end, new_axes, note, seeds, spread
-from llm.course.figures.palette import COLOURS, NAMES
+from llm.course.figures.palette import COLOURS, NAMES, task_name
 
 Panels = dict[str, dict[str, list[dict]]]  # {title: {label of a curve: its rows}}
 MEASURES = {
-    "after": "held-out loss, nats a token",
+    "after": "held-out loss, nats per token",
     "right": "share of answers that are right",
-    "speeches_after": "loss on speeches, nats a token",
+    "speeches_after": "loss on speeches, nats per token",
     "seconds_a_step": "seconds a step",
-    "rank90": "rank that holds 90 % of the update",
+    "rank90": "rank that holds 90% of the update",
     "lr": "learning rate",
     "examples": "different examples",
     "rows": "rows of a batch",
@@ -64,14 +64,14 @@ def by_rank(
         axes.set_xticks(list(found), [f"{r:g}" for r in found])
         axes.set_xlim(0.9, 72)
         axes.minorticks_off()
-        axes.set(title=task, xlabel="rank r")
+        axes.set(title=task_name(task), xlabel="rank r")
     return figure
 
 
 def curves(panels: Panels, x: str, measure: str = "after", level: str | None = None) -> Figure:
     """A measure over the column x, logarithmic: a point a seed, a line through the medians, a label at its end.
 
-    A curve has its method's colour, the lighter the earlier among those of one method. level: a column, drawn dashed;
+    A curve has its method's color, the lighter the earlier among those of one method. level: a column, drawn dashed;
     what is worse than it by far leaves the picture.
     """
     figure, all_axes = new_axes(8.6 if len(panels) > 1 else 5.8, 3.6, columns=len(panels))
@@ -80,13 +80,13 @@ def curves(panels: Panels, x: str, measure: str = "after", level: str | None = N
         every, ends = [row for rows in here.values() for row in rows], []
         ticks, losses = sorted({row[x] for row in every}), [row[measure] for row in every]
         low, top, highest = min(losses), inf, 0
-        for (label, rows), (colour, shade) in zip(here.items(), _shades(here)):
-            line = grouped(rows, x, measure)
+        for (label, rows), (color, shade) in zip(here.items(), _shades(here)):
+            label, line = task_name(label), grouped(rows, x, measure)
             for at, values in line.items():
-                seeds(axes, at, values, colour, 0.3, 4)
+                seeds(axes, at, values, color, 0.3, 4)
             middle = [median(values) for values in line.values()]
-            axes.plot(list(line), middle, color=colour, alpha=shade, marker="o", ms=4, label=label)
-            ends.append((label, colour, list(line), middle))
+            axes.plot(list(line), middle, color=color, alpha=shade, marker="o", ms=4, label=label)
+            ends.append((label, color, list(line), middle))
             highest = max(highest, *middle)
         if level:
             base = every[0][level]
@@ -96,11 +96,11 @@ def curves(panels: Panels, x: str, measure: str = "after", level: str | None = N
         if highest > top:
             axes.set_ylim(low - 0.1 * (top - low), top)
         heights = spread([min(line[-1], top) for *_, line in ends], axes_gap([[low, min(top, max(losses))]], low))
-        for (label, colour, *line), y in zip(ends, heights):
-            label_end(axes, ticks[-1] * (ticks[-1] / ticks[0]) ** 0.04, y, label, colour, _last_seen(*line, top))
+        for (label, color, *line), y in zip(ends, heights):
+            label_end(axes, ticks[-1] * (ticks[-1] / ticks[0]) ** 0.04, y, label, color, _last_seen(*line, top))
         axes.set_xticks(ticks, [f"{at:g}" for at in ticks])
         axes.minorticks_off()
-        axes.set(title=title, xlabel=MEASURES[x])
+        axes.set(title=task_name(title), xlabel=MEASURES[x])
     all_axes[0].set_ylabel(MEASURES[measure])
     return figure
 
@@ -121,11 +121,11 @@ def frontier(panels: Panels) -> Figure:
     figure, all_axes = new_axes(8.6, 4.0, columns=len(panels))
     for axes, (title, here) in zip(all_axes, panels.items()):
         first, reached, lost = next(iter(here.values()))[0], [], []
-        for (label, rows), (colour, shade) in zip(here.items(), _shades(here)):
+        for (label, rows), (color, shade) in zip(here.items(), _shades(here)):
             pairs = zip(*(grouped(rows, "lr", key).values() for key in ("after", "speeches_after")))
             middle = [(median(after), median(forgot)) for after, forgot in pairs]
             x, y = zip(*(pair for pair in middle if pair[0] < first["before"]))
-            axes.plot(x, y, color=colour, alpha=shade, marker="o", ms=5, label=label)
+            axes.plot(x, y, color=color, alpha=shade, marker="o", ms=5, label=label)
             reached, lost = [*reached, *x], [*lost, *y]
         axes.axhline(first["speeches_before"], color=COLOURS["base"], lw=1.2, ls="--")
         if max(reached) > 20 * min(reached):
@@ -134,14 +134,14 @@ def frontier(panels: Panels) -> Figure:
         ticks = [tick for tick in (4.4, 4.6, 4.8, 5, 5.5, 6, 7, 8, 12, 20) if tick < 1.1 * max(lost)]
         axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        axes.set(title=title, xlabel=MEASURES["after"])
+        axes.set(title=task_name(title), xlabel=MEASURES["after"])
     all_axes[0].set_ylabel(MEASURES["speeches_after"])
     all_axes[-1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))  # curves are everywhere
     return figure
 
 
 def _shades(curves):
-    """(colour, opacity) for each curve: of one method the lighter the earlier."""
+    """(color, opacity) for each curve: of one method the lighter the earlier."""
     methods = [rows[0]["method"] for rows in curves.values()]
     for i, method in enumerate(methods):
         nth, of = methods[:i].count(method) + 1, methods.count(method)
@@ -184,27 +184,27 @@ def by_target(rows: list[dict]) -> Figure:
             seeds(axes, x, y, "lora")
             axes.plot(x, median(y), "_", color=COLOURS["lora"], ms=18, mew=2.5, label=target)
             label_end(axes, x, median(y), f"   {target}", "lora")
-        axes.set(title=task, xlabel="trainable parameters", xlim=(15_000, 80_000))
+        axes.set(title=task_name(task), xlabel="trainable parameters", xlim=(15_000, 80_000))
         axes.set_xticks([20_000, 40_000, 60_000], ["20,000", "40,000", "60,000"])
         axes.margins(y=0.15)
     panels[0].set_ylabel(MEASURES["after"])
     return figure
 
 
-def by_seed(panels: dict[str, dict[str, list[float]]], colours: dict[str, str]) -> Figure:
+def by_seed(panels: dict[str, dict[str, list[float]]], colors: dict[str, str]) -> Figure:
     """Arms side by side, a panel for each title: a point a seed, a thin line from each seed's to its next, a bar at the
-    median. panels: title -> arm -> values, seed by seed; colours: arm -> its method in `COLOURS`."""
+    median. panels: title -> arm -> values, seed by seed; colors: arm -> its method in `COLOURS`."""
     many = len(next(iter(panels.values()))) > 2  # whose names would touch
     figure, panels_of = new_axes(2.15 * len(panels), 3.8 if many else 3.2, columns=len(panels))
     for axes, (title, arms) in zip(panels_of, panels.items()):
         for values in zip(*arms.values()):
             axes.plot(values, color=COLOURS["control"], lw=0.8, zorder=1)
         for x, (arm, values) in enumerate(arms.items()):
-            seeds(axes, x, values, colours[arm], 0.6)
-            axes.plot(x, median(values), "_", color=COLOURS[colours[arm]], ms=18, mew=2.5, label=arm)
+            seeds(axes, x, values, colors[arm], 0.6)
+            axes.plot(x, median(values), "_", color=COLOURS[colors[arm]], ms=18, mew=2.5, label=arm)
         axes.set_xticks(range(len(arms)), arms, rotation=90 if many else 0)
         axes.set_xlim(-0.5, len(arms) - 0.5)
         axes.margins(y=0.1)
         axes.set_title(title, fontsize=10)
-    panels_of[0].set_ylabel("loss, nats a token")
+    panels_of[0].set_ylabel("loss, nats per token")
     return figure

@@ -9,12 +9,12 @@ from llm.course.figures.canvas import emptied, label_end, new_axes, note, spread
 from llm.course.figures.palette import COLOURS, FORMATS
 from llm.course.four_bits import Rounded, Survival
 
-GREY = "#cccccc"
+GRAY = "#cccccc"
 TITLES = {"nf4": "NF4", "fp4": "FP4", "int4": "int4"}
 
 
 def levels(parts: list[Rounded]) -> Figure:
-    """Weights over their block's absmax, in grey, and each scheme's sixteen levels, how often each is used as its height."""
+    """Weights over their block's absmax, in gray, and each scheme's sixteen levels, how often each is used as its height."""
     figure, axes = new_axes(8.6, 2.0 + 1.1 * len(parts), rows=len(parts), sharex=True)
     for panel, part in zip(axes, parts):
         _levels(panel, part)
@@ -34,7 +34,7 @@ def _levels(panel, part):
     heights = (part.shape / part.shape.max()).numpy() * used.max()
     middles = (2 * np.arange(n) + 1) / n - 1
     corners = [(middles[0], 0), *zip(middles, heights), (middles[-1], 0)]
-    panel.add_artist(Polygon(corners, color=GREY, lw=0, animated=True))  # `fill` also looks for new limits
+    panel.add_artist(Polygon(corners, color=GRAY, lw=0, animated=True))  # `fill` also looks for new limits
     panel.vlines(part.levels, 0, used, color=FORMATS[part.format], lw=2.5, animated=True)
     panel.plot(part.levels, used, "o", color=FORMATS[part.format], ms=4, animated=True)
 

@@ -17,7 +17,7 @@ class Table:
 
     columns: list[tuple[str, list[str], bool, list[bool]]]
 
-    def _repr_html_(self) -> str:  # the page's own style gives colours and lines, so it follows the theme
+    def _repr_html_(self) -> str:  # the page's own style gives colors and lines, so it follows the theme
         columns = []
         for header, cells, numeric, best in self.columns:
             style = 'align="right" style="text-align: right"' if numeric else 'align="left" style="text-align: left"'

@@ -20,14 +20,14 @@ def shares(models: dict[str, dict[int, float]]) -> Figure:
     axes.set_xscale("log", base=2), axes.set_yscale("log")
     ranks = list(next(iter(models.values())))
     axes.set_xticks(ranks, [f"{r}" for r in ranks])
-    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     axes.set_xlim(ranks[0] * 0.9, ranks[-1] * 1.02)
     axes.set_xlabel("rank r, on every matrix of the blocks"), axes.set_ylabel("share of the parameters that train")
     return figure
 
 
 def audit(rows: list[AuditRow], figure: Figure | None = None) -> Figure:
-    """What a model holds by kind of module, in grey, and what of it trains, in colour; draws into `figure` if given."""
+    """What a model holds by kind of module, in gray, and what of it trains, in color; draws into `figure` if given."""
     n = len(rows)
     figure, [axes], new = emptied(figure, 8.6, 3.4, left=0.13, right=0.77, top=0.98, bottom=0.15)
     if new:
@@ -41,23 +41,23 @@ def audit(rows: list[AuditRow], figure: Figure | None = None) -> Figure:
             axes.text(90, i, kind, va="center", ha="right", fontsize=9)
         for decade in decades:
             axes.text(decade, n - 0.2, f"{decade:,}", ha="center", va="top", fontsize=9)
-        title = "numbers (grey: all, blue: in A and B, orange: of the base, not frozen)"
+        title = "numbers (gray: all, blue: in A and B, orange: of the base, not frozen)"
         axes.text(100, n + 0.75, title, va="top", fontsize=9)
     axes.set_xlim(100, 1.2e7), axes.set_ylim(n - 0.4, -0.6)
     for i, row in enumerate(rows):
-        text, colour = f"{row.parameters:,} frozen", "#777777"
+        text, color = f"{row.parameters:,} frozen", "#777777"
         _bar(axes, i, row.parameters, 0.72, "#dddddd")
         if row.trained:
             _bar(axes, i, row.trained, 0.4, COLOURS["full" if row.of_base else "lora"])
-            text, colour = f"{row.trained:,} of {row.parameters:,} train", "black"
-        axes.text(1.6e7, i, text, va="center", fontsize=9, color=colour, animated=True)
+            text, color = f"{row.trained:,} of {row.parameters:,} train", "black"
+        axes.text(1.6e7, i, text, va="center", fontsize=9, color=color, animated=True)
     axes.vlines(decades, -0.6, n - 0.4, color="white", lw=1, animated=True)  # over the bars
     return figure
 
 
-def _bar(axes, y, width, height, colour):
+def _bar(axes, y, width, height, color):
     # `barh` takes ten times as long
-    axes.add_artist(Rectangle((0, y - height / 2), width, height, fc=colour, ec="none", animated=True))
+    axes.add_artist(Rectangle((0, y - height / 2), width, height, fc=color, ec="none", animated=True))
 
 
 def savings(models: dict[str, int], r: int, claimed: dict[str, tuple[int, float]]) -> Figure:

@@ -6,18 +6,18 @@ from matplotlib.figure import Figure
 
 from llm.course.figures.canvas import emptied, label_end, new_axes, note, spread
 from llm.course.figures.low_rank_parts import show_matrix
-from llm.course.figures.palette import COLOURS
+from llm.course.figures.palette import COLOURS, task_name
 from llm.spectra import Parts
 
 
 def spectrum(found: tuple[Parts, int], figure: Figure | None = None) -> Figure:
-    """A matrix's singular values with the first r in colour, the matrix, and its best rank-r part; into `figure` if given."""
+    """A matrix's singular values with the first r in color, the matrix, and its best rank-r part; into `figure` if given."""
     parts, r = found
     margins = dict(left=0.06, right=0.995, top=0.9, bottom=0.17, wspace=0.06)
     figure, (bars, whole, best), new = emptied(figure, 8.6, 3.0, columns=3, **margins)
     shown = min(64, len(parts.s))
-    colours = [COLOURS["full"] if i < r else COLOURS["control"] for i in range(shown)]
-    bars.vlines(range(1, shown + 1), 0, parts.s[:shown].tolist(), colours, lw=2.4, animated=True)
+    colors = [COLOURS["full"] if i < r else COLOURS["control"] for i in range(shown)]
+    bars.vlines(range(1, shown + 1), 0, parts.s[:shown].tolist(), colors, lw=2.4, animated=True)
     bars.set_xlim(-2, shown + 3), bars.set_ylim(0, 1.05 * parts.s[0].item() or 1)
     bars.set_title(f"singular values, {r} kept", fontsize=10)
     if new:
@@ -39,16 +39,16 @@ def fits(panels: dict[str, dict[int | str, list[float]]], floors: dict[str, dict
     for panel, (title, curves) in zip(axes, panels.items()):
         ends = spread([math.log10(max(low, y[-1])) for y in curves.values()], 0.38, math.log10(low) + 0.25)
         for i, ((key, losses), end) in enumerate(zip(curves.items(), ends)):
-            colour, text = ("full", "full") if key == "full" else ("lora", f"r = {key}")
+            color, text = ("full", "full") if key == "full" else ("lora", f"r = {key}")
             shade = 1.0 if key == "full" else 0.35 + 0.65 * (i + 1) / len(curves)
-            panel.plot([max(low, y) for y in losses], color=COLOURS[colour], alpha=shade, label=text)
-            label_end(panel, len(losses) - 1, 10**end, text, colour)
+            panel.plot([max(low, y) for y in losses], color=COLOURS[color], alpha=shade, label=text)
+            label_end(panel, len(losses) - 1, 10**end, text, color)
         for floor in floors[title].values():
             panel.hlines(floor, 0, len(losses), color="black", lw=1, ls=":", zorder=3)
         panel.set(yscale="log", ylim=(low, 4), title=title, xlabel="steps")
         panel.set_xlim(0, len(losses) * 1.25)  # room for the labels
         panel.set_xticks([t for t in panel.get_xticks() if t <= len(losses)])
-    axes[0].set_ylabel("what is left of the target (share)")
+    axes[0].set_ylabel("error (share of the target)")
     return figure
 
 
@@ -99,15 +99,15 @@ def singular_values(values: dict, noise: dict, show: int = 64) -> Figure:
 
 
 def energy_table(energy: dict[str, dict], ranks: list[int]) -> Figure:
-    """The share of delta W's energy at each rank: a table in colour for each arm, a row for each matrix."""
+    """The share of delta W's energy at each rank: a table in color for each arm, a row for each matrix."""
     figure, axes = new_axes(8.4, 5.2, columns=len(energy), sharey=True)
     for axis, (arm, rows) in zip(axes, energy.items()):
         axis.imshow([list(r) for r in rows.values()], cmap="Blues", vmin=0, vmax=1.1, aspect="auto")
         for i, row in enumerate(rows.values()):
             for j, share in enumerate(row):
-                colour = "white" if share > 0.6 else "black"
-                axis.text(j, i, f"{share:.0%}", ha="center", va="center", fontsize=7.5, color=colour)
-        axis.set_title(arm)
+                color = "white" if share > 0.6 else "black"
+                axis.text(j, i, f"{share:.0%}", ha="center", va="center", fontsize=7.5, color=color)
+        axis.set_title(task_name(arm))
         axis.set_xticks(range(len(ranks)), ranks)
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
@@ -134,9 +134,9 @@ def loss_by_rank(ranks: list[int], kept: dict, alone: dict, base: dict, full: di
         note(axis, "base", (x[-1], base[task]), (0, 2), "base", ha="right", va="bottom")
         note(axis, "full fine-tune", (x[-1], full[task]), (0, -4), "full", ha="right", va="top")
         axis.set_ylim(bottom=full[task] - 0.1 * (base[task] - full[task]))
-        axis.set_title(task)
+        axis.set_title(task_name(task))
         axis.set_xticks(x, ranks)
-    axes[0].set_ylabel("held-out loss, nats a token")
+    axes[0].set_ylabel("held-out loss, nats per token")
     lines = "embeddings and head: fine-tuned (solid), of the base (dashed)"
     figure.supxlabel(f"rank r kept in every block matrix; {lines}", fontsize=10)
     return figure
