@@ -30,6 +30,7 @@ const STYLE = `
 .llm-explorer option { color: FieldText; background: Field; }
 .llm-explorer :focus-visible { outline: 2px solid #56b4e9; outline-offset: 1px; }
 .llm-explorer .says { min-height: 2.8em; margin: 4px 0; font-variant-numeric: tabular-nums; }
+@container (max-width: 460px) { .llm-explorer .says { min-height: 5.6em; } }
 .llm-explorer .views { position: relative; display: flex; flex-wrap: wrap; gap: 12px; align-items: flex-start; }
 .llm-explorer svg { display: block; overflow: visible; font: 12px var(--jp-ui-font-family, system-ui, sans-serif); touch-action: pan-y; }
 .llm-explorer svg text { fill: currentColor; }
