@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from llm.course.widgets import predict
+from llm.course.widgets.explorer import bundle
 from llm.errors import SettingError
 
 
@@ -29,8 +30,8 @@ def a_curve(**more):
 def test_the_page_gets_the_script_the_question_and_no_truth():
     for guess, kind in ((a_number(), "number"), (a_choice(), "choice"), (a_curve(), "curve")):
         state = guess.get_state()
-        assert state["kind"] == kind and state["question"] == guess.question and "export default" in state["_esm"]
-        assert state["guess"] is state["truth"] is None
+        assert state["kind"] == kind and state["question"] == guess.question and state["_esm"] == bundle()
+        assert state["view"] == "predict" and state["guess"] is state["truth"] is None
         json.dumps(state["spec"])
 
 

@@ -145,7 +145,7 @@ def page(browser):
 
 def show(page, asked):
     """The widget in a page without JupyterLab and without a kernel; `window.model` is what it listens to."""
-    state = {name: getattr(asked, name) for name in ("kind", "question", "spec", "guess", "truth", "notebook")}
+    state = {name: getattr(asked, name) for name in ("view", "kind", "question", "spec", "guess", "truth", "notebook")}
     page.set_content("<body></body>")
     page.evaluate(
         f"""async ([script, state]) => {{

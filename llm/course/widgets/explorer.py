@@ -36,7 +36,7 @@ class Explorer:
         return (
             f'<div class="llm-{self.kind}"><p><i>{stand_in}</i></p></div>\n'
             f'<script type="application/json" class="llm-data">{given.replace("<", chr(92) + "u003c")}</script>\n'
-            f'<script type="module">{_bundle()}</script>'
+            f'<script type="module">{bundle()}</script>'
         )
 
 
@@ -52,5 +52,6 @@ def packed(matrix: torch.Tensor, scale: float | None = None) -> dict[str, Any]:
 
 
 @cache
-def _bundle() -> str:
+def bundle() -> str:
+    """All instruments, and the views of the widgets, as one ES module."""
     return BUNDLE.read_text(encoding="utf-8")

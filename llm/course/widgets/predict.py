@@ -6,12 +6,12 @@ The browser does all the work: it takes the guess, hides the truth until then, a
 import math
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
+from llm.course.widgets.explorer import bundle
 from llm.errors import SettingError
 
 NOTEBOOK = uuid.uuid4().hex  # predictions of one kernel share a score in the page
@@ -20,7 +20,8 @@ NOTEBOOK = uuid.uuid4().hex  # predictions of one kernel share a score in the pa
 class Prediction(anywidget.AnyWidget):
     """What `number`, `choice` and `curve` return. `.guess` is None until the reader commits."""
 
-    _esm = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+    _esm = bundle()
+    view = traitlets.Unicode("predict").tag(sync=True)
     notebook = traitlets.Unicode(NOTEBOOK).tag(sync=True)
     kind = traitlets.Unicode().tag(sync=True)
     question = traitlets.Unicode().tag(sync=True)

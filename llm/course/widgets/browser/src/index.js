@@ -1,7 +1,9 @@
-// One bundle for all instruments. `mount` brings those to life whose output is in the page and still asleep.
+// One bundle for all that the notebooks show in the page: instruments, which need no kernel, and views of a widget
+// (anywidget), which ask one. `mount` brings those instruments to life whose output is in the page and still asleep.
+import { predict } from "./predict.js";
 import { savings } from "./savings.js";
 
-const INSTRUMENTS = { savings };
+const INSTRUMENTS = { savings }, VIEWS = { predict };
 
 function mount() {
   for (const data of document.querySelectorAll("script.llm-data:not([data-alive])")) {
@@ -12,3 +14,6 @@ function mount() {
 }
 
 mount();
+
+export { verdict } from "./predict.js";
+export default { render: (given) => VIEWS[given.model.get("view")](given) };

@@ -164,7 +164,7 @@ const INPUTS = {
   },
 };
 
-function render({ model, el }) {
+export function predict({ model, el }) {
   const [kind, spec, question] = ["kind", "spec", "question"].map((name) => model.get(name));
   let pending = null; // the guess as it stands, before the reader commits
   add("style", el, { textContent: STYLE });
@@ -209,5 +209,3 @@ function render({ model, el }) {
   update();
   return () => ["guess", "truth"].forEach((name) => model.off(`change:${name}`, update));
 }
-
-export default { render };
