@@ -141,7 +141,7 @@ def test_a_rank_on_a_layers_delta_w(open_notebook, times):
             "TASKS = {",
             "def full_finetune",
             'W1 = {"records"',
-            'W1["shakespeare"] =',
+            'W1["plays"] =',
             "probe = load_base()",
             "D = {task:",
             "names = spectra.block_matrices",
