@@ -109,7 +109,7 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
     # how far each method comes at each rate, and what it forgets; ARMS in tasks.py takes its rates from here
     "rates": [
         *_plays("full", (3e-4, 1e-3, 3e-3)),
-        *_plays("lora", (3e-3, 1e-2, 3e-2), r=1),
+        *_plays("lora", (3e-3, 1e-2, 3e-2, 1e-1), r=1),
         *_plays("lora", (3e-3, 1e-2, 3e-2, 1e-1), r=8),
         *_plays("lora", (1e-3, 3e-3, 1e-2, 3e-2), r=64),
         *_plays("norm", 3e-2),
