@@ -7,7 +7,7 @@ from statistics import median
 from matplotlib.figure import Figure
 
 from llm.course.comparison import at_best, by_method, group
-from llm.course.figures.canvas import axes_gap, label_end, new_axes, note, seeds, spread
+from llm.course.figures.canvas import axes_gap, label_end, new_axes, seeds, spread
 from llm.course.figures.palette import COLOURS, NAMES, task_name
 
 Panels = dict[str, dict[str, list[dict]]]  # {title: {label of a curve: its rows}}
