@@ -40,14 +40,18 @@ class Explorer:
         )
 
 
-def packed(matrix: torch.Tensor, scale: float | None = None) -> dict[str, Any]:
-    """A matrix as one byte a number, for a picture. scale: of one step; 1/127 of the largest entry when not given."""
-    scale = scale or max(matrix.abs().max().item(), 1e-12) / 127
-    levels = (matrix / scale).round().clamp(-127, 127).to(torch.int8).contiguous()
+def packed(matrix: torch.Tensor, scale: float | None = None, bits: int = 8) -> dict[str, Any]:
+    """A matrix in whole steps of `scale`, for a picture.
+
+    scale: of one step; so that the largest entry just fits when not given. bits: 8, or 16 where many are added up.
+    """
+    most = 2 ** (bits - 1) - 1
+    scale = scale or max(matrix.abs().max().item(), 1e-12) / most
+    levels = (matrix / scale).round().clamp(-most, most).to({8: torch.int8, 16: torch.int16}[bits]).contiguous()
     return {
         "shape": list(matrix.shape),
         "scale": float(f"{scale:.6g}"),
-        "int8": base64.b64encode(levels.numpy().tobytes()).decode(),
+        f"int{bits}": base64.b64encode(levels.numpy().tobytes()).decode(),
     }
 
 

@@ -2,45 +2,33 @@
 
 from llm import spectra
 from llm.course import toy_matrices
-from llm.course.figures import factors, layer
-from llm.course.widgets.old_explorer import Explorer, choice, slider, undelayed
+from llm.course.widgets.explorer import Explorer, packed
+
+CLOSE = 0.05  # the error for which the sentence names the rank
 
 
-def rank_explorer() -> Explorer:
-    """A matrix of one's choice and its best rank-r factors."""
-
-    with undelayed():
-        targets = {name: make() for name, make in toy_matrices.MATRICES.items()}
-        done = {name: spectra.decompose(target) for name, target in targets.items()}
-
-    def numbers(which: str, r: int) -> toy_matrices.Approximation:
-        return toy_matrices.approximate(targets[which], r, done[which])
-
-    def describe(part: toy_matrices.Approximation) -> str:
-        whole = part.target.numel()
-        return (
-            f"rank {part.A.size(1)}: {part.numbers:,} numbers in A and B for {whole:,} in the matrix, "
-            f"{whole / part.numbers:.1f} times fewer; {part.error:.1%} off"
-        )
-
-    controls = {"which": choice("matrix", list(toy_matrices.MATRICES)), "r": slider("rank r", 2, 1, 32)}
-    return Explorer(controls, numbers, factors, describe)
+def rank_explorer(r: int = 2) -> Explorer:
+    """A matrix of one's choice, its best rank-r factors, and the sizes of its patterns."""
+    about = (
+        "Three matrices, each with its best copy A B of rank r, what the copy leaves out, and the sizes of all patterns. "
+        "A word has seven patterns, a smooth surface a few, and noise as many as it has rows."
+    )
+    matrices = []
+    for name, make in toy_matrices.MATRICES.items():
+        u, s, vh = spectra.decompose(make())
+        held = int((s > 1e-4 * s[0]).sum())  # smaller patterns are lost in 16 bits
+        root = s[:held].sqrt()
+        factors = dict(U=packed(u[:, :held] * root, bits=16), V=packed(root[:, None] * vh[:held], bits=16))
+        matrices.append(dict(name=name, sizes=s.tolist(), **factors))
+    return Explorer("rank", about, matrices=matrices, close=CLOSE, r=r)
 
 
-def layer_explorer() -> Explorer:
+def layer_explorer(d: int = 128, r: int = 8, alpha: int = 2) -> Explorer:
     """One wrapped layer: its rank, its alpha and its width move, and W, A, B, their product and the sum follow."""
-
-    def describe(part: toy_matrices.Wrapped) -> str:
-        (d, r), whole = part.A.shape, part.W.numel()
-        numbers, moved = part.A.numel() + part.B.numel(), part.update.norm() / part.W.norm()
-        return (
-            f"r = {r}, d = {d}: {numbers:,} numbers in A and B for {whole:,} in W, {whole / numbers:.1f} times fewer; "
-            f"at alpha = {part.scale:g} the update is {moved:.0%} of W's length"
-        )
-
-    controls = {
-        "d": slider("width d", 128, toy_matrices.THICKEST, toy_matrices.WIDEST, step=8),
-        "r": slider("rank r", 8, 1, toy_matrices.THICKEST),
-        "alpha": slider("alpha", 2, 0, 16),
-    }
-    return Explorer(controls, toy_matrices.wrapped, layer, describe)
+    about = (
+        "One layer with LoRA: W, the thin A and B, alpha times their product, and the sum. "
+        "Width and rank say how many numbers train; alpha says only how long the update is."
+    )
+    part = toy_matrices.wrapped(toy_matrices.WIDEST, toy_matrices.THICKEST, 1)
+    pictures = {name: packed(matrix) for name, matrix in (("W", part.W), ("A", part.A), ("B", part.B))}
+    return Explorer("layer", about, **pictures, most=4 * part.W.std().item(), d=d, r=r, alpha=alpha)

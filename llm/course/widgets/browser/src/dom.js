@@ -17,12 +17,21 @@ export const svg = (tag, attributes = {}, ...children) => made(document.createEl
 // A text has the mark's color drawn towards the page's own ink, so that it can be read on light and on dark.
 export const ink = (color) => `color-mix(in oklab, ${color} 70%, currentColor)`;
 
+/** Call `fit(width)` now and whenever the width of `root` changes. */
+export function watch(root, fit) {
+  let wide = 0;
+  new ResizeObserver(() => {
+    const now = Math.floor(root.clientWidth);
+    if (now > 0 && now !== wide) fit((wide = now));
+  }).observe(root);
+}
+
 const STYLE = `
 .llm-explorer { color: var(--jp-content-font-color1, inherit); font: 13px/1.4 var(--jp-ui-font-family, system-ui, sans-serif);
   max-width: 760px; margin: 4px 0; container-type: inline-size; }
 .llm-explorer .controls { display: flex; flex-wrap: wrap; gap: 4px 20px; align-items: center; margin: 4px 0; }
-.llm-explorer .controls label { display: inline-flex; gap: 6px; align-items: center; }
-.llm-explorer input[type=range] { width: 180px; accent-color: #0072b2; }
+.llm-explorer .controls label { display: inline-flex; gap: 6px; align-items: center; max-width: 100%; white-space: nowrap; }
+.llm-explorer input[type=range] { width: 180px; min-width: 60px; accent-color: #0072b2; }
 .llm-explorer .value { min-width: 4.5em; font-variant-numeric: tabular-nums; }
 .llm-explorer select, .llm-explorer button, .llm-explorer input[type=number], .llm-explorer input[type=text] {
   font: inherit; color: inherit; background: var(--jp-layout-color1, Field); border: 1px solid color-mix(in oklab, currentColor 35%, transparent);
@@ -39,6 +48,11 @@ const STYLE = `
 .llm-explorer svg .handle:active { cursor: grabbing; }
 .llm-explorer figure { margin: 0; } .llm-explorer figcaption { font-size: 12px; }
 .llm-explorer canvas { image-rendering: pixelated; display: block; border: 1px solid color-mix(in oklab, currentColor 25%, transparent); }
+.llm-explorer .parts { position: relative; align-self: flex-end; }
+.llm-explorer .parts figure { position: absolute; display: flex; flex-direction: column-reverse; align-items: flex-start; }
+.llm-explorer .parts figcaption { margin-right: 9px; white-space: nowrap; }
+.llm-explorer .signed { display: flex; gap: 10px; align-items: center; align-self: flex-end; font-size: 18px; }
+.llm-explorer .grip { position: absolute; width: 13px; height: 13px; margin: -7px; border-radius: 50%; background: #0072b2; cursor: grab; touch-action: none; }
 .llm-explorer .tip { position: absolute; pointer-events: none; padding: 1px 6px; border-radius: 3px; font-size: 12px; white-space: nowrap;
   background: var(--jp-layout-color0, Canvas); border: 1px solid color-mix(in oklab, currentColor 35%, transparent); z-index: 1; }
 `;

@@ -34,7 +34,8 @@ export function explorer(el, { name, controls, views, update }) {
 }
 
 /** What `packed()` made in Python: a matrix as { rows, columns, values }. */
-export function unpacked({ shape: [rows, columns = 1], scale, int8 }) {
-  const bytes = Uint8Array.from(atob(int8), (c) => c.charCodeAt(0));
-  return { rows, columns, values: Float32Array.from(new Int8Array(bytes.buffer), (v) => v * scale) };
+export function unpacked({ shape: [rows, columns = 1], scale, int8, int16 }) {
+  const bytes = Uint8Array.from(atob(int16 ?? int8), (c) => c.charCodeAt(0));
+  const levels = int16 ? new Int16Array(bytes.buffer) : new Int8Array(bytes.buffer);
+  return { rows, columns, values: Float32Array.from(levels, (v) => v * scale) };
 }

@@ -16,8 +16,8 @@ export function heat({ title, size = 160 }) {
     shown = matrix;
     const { rows, columns, values } = matrix, across = size / Math.max(rows, columns);
     if (canvas.width !== columns || canvas.height !== rows) Object.assign(canvas, { width: columns, height: rows });
-    canvas.style.width = `${Math.max(8, width ?? columns * across)}px`;
-    canvas.style.height = `${Math.max(8, height ?? rows * across)}px`;
+    canvas.style.width = `${Math.max(3, width ?? columns * across)}px`;
+    canvas.style.height = `${Math.max(3, height ?? rows * across)}px`;
     const image = new ImageData(columns, rows);
     for (let i = 0; i < values.length; i++) {
       const v = Math.max(-1, Math.min(1, values[i] / most)), at = 4 * i;

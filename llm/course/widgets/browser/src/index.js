@@ -1,9 +1,11 @@
 // One bundle for all that the notebooks show in the page: instruments, which need no kernel, and views of a widget
 // (anywidget), which ask one. `mount` brings those instruments to life whose output is in the page and still asleep.
+import { layer } from "./layer.js";
 import { predict } from "./predict.js";
+import { rank } from "./rank.js";
 import { savings } from "./savings.js";
 
-const INSTRUMENTS = { savings }, VIEWS = { predict };
+const INSTRUMENTS = { layer, rank, savings }, VIEWS = { predict };
 
 function mount() {
   for (const data of document.querySelectorAll("script.llm-data:not([data-alive])")) {

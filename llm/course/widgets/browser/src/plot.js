@@ -53,7 +53,7 @@ export function plot({ label, height = 280, width = 620, left = 62, right = 120,
     const marks = svg("g", { "clip-path": `url(#${clip})` }), above = svg("g"), labels = [];
     for (const { x0, x1, y0, y1, color, hint, faint } of what.bars ?? []) {
       const [a, b, c, d] = [sx(x0), sx(x1), sy(y0), sy(y1)];
-      marks.append(svg("rect", { x: Math.min(a, b), y: Math.min(c, d), width: Math.abs(a - b), height: Math.abs(c - d), fill: color, opacity: faint ? 0.3 : 1 },
+      marks.append(svg("rect", { x: Math.min(a, b), y: Math.min(c, d), width: Math.abs(a - b), height: Math.abs(c - d), fill: color, opacity: faint ? 0.4 : 1 },
         hint ? svg("title", {}, hint) : null));
     }
     for (const { x: rx, y: ry, label: words, color = "currentColor" } of what.rules ?? []) {

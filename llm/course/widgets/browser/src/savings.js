@@ -2,10 +2,9 @@
 import { slider } from "./controls.js";
 import { explorer } from "./explorer.js";
 import { plot } from "./plot.js";
+import { times, whole } from "./words.js";
 
 const RANKS = [1, 2, 4, 8, 16, 32, 64, 128, 256], WIDTHS = [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
-const whole = (value) => Math.round(value).toLocaleString("en-US");
-const times = (value) => value.toLocaleString("en-US", { maximumSignificantDigits: 3 });
 
 export function savings(el, { colors, r, d }) {
   const picture = plot({
