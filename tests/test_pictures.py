@@ -223,10 +223,6 @@ def orders():
 
 
 MOVED = {  # the explorers' figures, after each value of their controls
-    "factors": lambda: [
-        (figures.factors, approximate(m, r, done)) for m in (make() for make in MATRICES.values()) for done in [decompose(m)] for r in (1, 2, 9, 32)
-    ],
-    "layer": lambda: [(figures.layer, wrapped(d=d, r=r, alpha=a)) for d in (32, 128) for r in (1, 32) for a in (0, 16)],
     "spectrum": lambda: [(figures.spectrum, (decompose(noise(*shape)), r)) for shape in list(matrices().values())[:4] for r in (1, 64)],
     "audit": lambda: [(figures.audit, rows) for rows in audits()],
     "scheme": lambda: [(figures.scheme, found) for found in schemes()],

@@ -18,7 +18,7 @@ from llm.course.figures.canvas import emptied, png, spread
 from llm.course.figures.palette import COLOURS
 from llm.course.four_bits import four_bit, rounded, survival
 from llm.course.movements import Moved
-from llm.course.toy_matrices import MATRICES, approximate, noise, wrapped
+from llm.course.toy_matrices import noise
 from llm.spectra import decompose
 
 
@@ -89,8 +89,6 @@ MOVING = {
     "spectrum": [
         (figures.spectrum, (decompose(noise(*shape, seed=7)), r)) for shape in ((24, 16), (90, 128)) for r in (1, 64)
     ],
-    "factors": [(figures.factors, approximate(MATRICES[name](), r)) for name in list(MATRICES)[:2] for r in (1, 32)],
-    "layer": [(figures.layer, wrapped(d=d, r=4, alpha=a)) for d, a in ((32, 0), (128, 2), (96, 16))],
     "audit": [(figures.audit, [AuditRow("wte", 9_000, n, 0), AuditRow("ln_1", 300, 300, n)]) for n in (0, 100, 300)],
     "order": [
         (figures.order, order(SWEPT, task, rate)) for task in ("shakespeare", "facts") for rate in (1e-2, 1e-4, None)
@@ -121,11 +119,9 @@ def test_what_moves_over_what_stands_gives_the_pixels_of_one_drawing_of_all(name
         assert np.array_equal((255 * shown).round(), np.asarray(canvas.buffer_rgba()))
 
 
-TALL, WORD, BLANK = decompose(noise(90, 128)), MATRICES["a word"](), AuditRow("wte", 9_000, 0, 0)
+TALL, BLANK = decompose(noise(90, 128)), AuditRow("wte", 9_000, 0, 0)
 BY_RANK = {  # what one key after another shows
     "spectrum": (figures.spectrum, lambda r: (TALL, r)),
-    "factors": (figures.factors, lambda r: approximate(WORD, r)),
-    "layer": (figures.layer, lambda r: wrapped(d=64, r=r, alpha=r)),
     "order": (figures.order, lambda r: order(SWEPT, "facts", 1e-2 if r % 2 else 1e-1)),
     "scheme": (figures.scheme, lambda r: in_four_bits(("nf4", "int4")[r % 2], r, r > 9)),
     "audit": (figures.audit, lambda r: [BLANK, AuditRow("c_attn", 5_000 + 40 * r, 40 * r, 0)]),

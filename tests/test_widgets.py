@@ -1,12 +1,10 @@
 """The widgets, driven as a hand would: a control moves, and text and picture follow."""
 
 import gc
-import io
 import threading
 import time
 import weakref
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 from ipywidgets import Widget
@@ -15,12 +13,10 @@ from matplotlib.figure import Figure
 
 from llm import spectra
 from llm.adapters import save_adapter
-from llm.course import toy_matrices
 from llm.course.toy_matrices import noise
 from llm.course.widgets import voices as voices_widget
 from llm.course.widgets.method_explorer import rate_explorer
 from llm.course.widgets.old_explorer import Explorer, slider
-from llm.course.widgets.rank_explorer import layer_explorer, rank_explorer
 from llm.course.widgets.rounding_explorer import rounding_explorer
 from llm.course.widgets.spectrum_explorer import delta_explorer
 from llm.course.widgets.target_explorer import targets_explorer
@@ -29,46 +25,6 @@ from llm.lora import apply_lora, lora_layers
 from llm.model import GPT, GPTConfig
 
 ALIVE = registry._instances if hasattr(registry, "_instances") else Widget.widgets  # ipywidgets 8, and 7
-
-
-def size(png):
-    return plt.imread(io.BytesIO(png)).shape
-
-
-def test_moving_the_slider_changes_picture_and_text():
-    explorer = rank_explorer()
-    picture, text = explorer.image.value, explorer.text.value
-    explorer.controls["r"].value = 5
-    assert explorer.image.value != picture and size(explorer.image.value) == size(picture)
-    assert text != explorer.text.value and "rank 5" in explorer.text.value
-    explorer.controls["r"].value = 2
-    assert explorer.image.value == picture and explorer.text.value == text, "the same value, the same picture"
-
-
-def test_choosing_another_matrix_changes_both_too():
-    explorer = rank_explorer()
-    seen = set()
-    for name in explorer.controls["which"].options:
-        explorer.controls["which"].value = name
-        seen.add((explorer.image.value, explorer.text.value))
-    assert len(seen) == 3
-
-
-@pytest.mark.parametrize("r", [1, 32])
-def test_both_ends_of_the_slider_draw(r):
-    explorer = rank_explorer()
-    explorer.controls["r"].value = r
-    assert f"rank {r}:" in explorer.text.value and f"{r * (63 + 225):,} numbers" in explorer.text.value
-
-
-def test_the_slider_starts_where_it_says_and_is_not_clamped():
-    control = rank_explorer().controls["r"]
-    assert control.min <= control.value == 2 <= control.max
-
-
-def test_no_figure_stays_open_to_be_shown_a_second_time():
-    rank_explorer()
-    assert not plt.get_fignums()
 
 
 def test_text_is_escaped():
@@ -93,18 +49,6 @@ def test_a_rank_above_the_layers_size_still_draws():
     explorer = delta_explorer({"records": {"transformer.h.0.attn.c_attn.weight": noise(24, 16)}})
     explorer.controls["r"].value = 64
     assert "100% of the energy" in explorer.text.value
-
-
-def test_the_layer_explorer_counts_and_draws_at_every_end():
-    explorer = layer_explorer()
-    assert "r = 8, d = 128: 2,048 numbers in A and B for 16,384 in W, 8.0 times fewer" in explorer.text.value
-    seen = {explorer.image.value}
-    for name, value in (("alpha", 0), ("r", 32), ("d", 32), ("alpha", 16), ("r", 1), ("d", 128)):
-        explorer.controls[name].value = value
-        assert explorer.image.value not in seen, name
-        seen.add(explorer.image.value)
-    explorer.controls["d"].value, explorer.controls["r"].value = 32, 32
-    assert "2,048 numbers in A and B for 1,024 in W, 0.5 times fewer" in explorer.text.value
 
 
 def test_the_rounding_explorer_follows_format_block_and_double_quantisation():
@@ -251,14 +195,6 @@ def test_no_key_waits_for_a_decomposition(monkeypatch):
     explorer.controls["layer"].value = explorer.controls["layer"].options[1][1]
 
 
-def test_no_key_takes_the_matrices_apart_again(monkeypatch):
-    explorer = rank_explorer()
-    monkeypatch.setattr(toy_matrices, "decompose", None)
-    for name in explorer.controls["which"].options:
-        explorer.controls["which"].value = name
-    explorer.controls["r"].value = 20
-
-
 def test_a_key_waits_for_no_other_thread_and_no_garbage_and_leaves_both_as_they_were():
     def state():
         return torch.get_num_threads(), gc.isenabled()
@@ -294,18 +230,6 @@ def together(*acts, times=12):
     for thread in threads:
         thread.join()
     return raised
-
-
-def test_callbacks_on_several_threads_leave_text_and_picture_as_the_last_values_have_them():
-    explorer, fresh = layer_explorer(), layer_explorer()
-
-    def move(name, first):
-        return lambda i: setattr(explorer.controls[name], "value", first + i % 4)
-
-    assert not together(move("r", 5), move("alpha", 3), lambda i: explorer.refresh())
-    for name in ("r", "alpha"):
-        fresh.controls[name].value = explorer.controls[name].value
-    assert explorer.text.value == fresh.text.value and explorer.image.value == fresh.image.value
 
 
 def test_voices_on_several_threads_each_answer_with_their_own_adapter(voices, monkeypatch):

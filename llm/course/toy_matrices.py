@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from llm.errors import SettingError
-from llm.spectra import Parts, decompose
+from llm.spectra import decompose
 
 # five by seven pixels a letter
 LETTERS = {
@@ -86,12 +86,9 @@ class Approximation:
         return self.A.numel() + self.B.numel()
 
 
-def approximate(target: torch.Tensor, r: int, parts: Parts | None = None) -> Approximation:
-    """The best rank-r part of a matrix (Eckart and Young 1936), split evenly between its two factors.
-
-    parts: the target taken apart, where that is done already.
-    """
-    u, s, vh = parts or decompose(target)
+def approximate(target: torch.Tensor, r: int) -> Approximation:
+    """The best rank-r part of a matrix (Eckart and Young 1936), split evenly between its two factors."""
+    u, s, vh = decompose(target)
     root = s[:r].sqrt()
     error = (s[r:].norm() / s.norm()).item()
     return Approximation(target, (u[:, :r] * root).to(target.dtype), (root[:, None] * vh[:r]).to(target.dtype), error)

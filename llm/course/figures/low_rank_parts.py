@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from llm.course.figures.canvas import emptied, new_axes
+from llm.course.figures.canvas import new_axes
 from llm.course.figures.palette import COLOURS, SIGNED
 from llm.course.toy_matrices import THICKEST, WIDEST, Approximation, Wrapped
 
@@ -50,22 +50,8 @@ def rank_strip(parts: list[Approximation], errors: list[float]) -> Figure:
     return figure
 
 
-def factors(part: Approximation, figure: Figure | None = None) -> Figure:
-    """A, B and their product laid out as one multiplies by hand, the target beside it; draws into `figure` if given."""
-    margins = dict(left=0.0048, right=0.9952, top=0.9205, bottom=0.0144, wspace=0.03, hspace=0.2354)
-    margins |= dict(width_ratios=(0.22, 1, 1), height_ratios=(0.3, 1))
-    figure, (corner, b, other, a, product, whole), _ = emptied(figure, 8.6, 2.9, 2, 3, **margins)
-    corner.set_axis_off(), other.set_axis_off()
-    r, limit = part.A.size(1), part.target.abs().max().item()
-    show_matrix(a, part.A, f"A: {part.A.size(0)} x {r}", animated=True)
-    show_matrix(b, part.B, f"B: {r} x {part.B.size(1)}", animated=True)
-    show_matrix(product, part.A @ part.B, f"A @ B: {part.error:.1%} off", limit, animated=True)
-    show_matrix(whole, part.target, "the matrix itself", limit)
-    return figure
-
-
-def layer(part: Wrapped, figure: Figure | None = None) -> Figure:
-    """A, B, their scaled product, W and the sum, each at its own size; draws into `figure` if given."""
+def layer(part: Wrapped) -> Figure:
+    """A, B, their scaled product, W and the sum, each at its own size."""
     limit = 4 * part.W.std().item()
     top = 3 * max(part.A.std().item(), part.B.std().item())
     update = part.update
@@ -76,21 +62,17 @@ def layer(part: Wrapped, figure: Figure | None = None) -> Figure:
         ("W, frozen", part.W, limit, WIDEST, "="),
         (f"W + {part.scale:g} * A @ B", part.W + update, limit, WIDEST, ""),
     )
-    figure, [axes], new = emptied(figure, 8.6, 2.6, left=0.005, right=0.995, top=0.92, bottom=0.02)
+    figure, [axes] = new_axes(8.6, 2.6, gridspec_kw=dict(left=0.005, right=0.995, top=0.92, bottom=0.02))
+    figure.set_layout_engine("none")
     x, middle = 0, len(part.W) / 2
-    if draws_signs := not axes.texts or axes.texts[0].get_position()[1] != middle:
-        for sign in list(axes.texts):
-            sign.remove()
     for title, matrix, most, room, sign in pieces:
         height, width = matrix.shape
-        axes.imshow(matrix.numpy(), **LOOK, vmin=-most, vmax=most, extent=(x, x + width, height, 0), animated=True)
-        axes.add_artist(Rectangle((x, 0), width, height, fill=False, ec="#bbbbbb", lw=0.6, animated=True))
-        axes.text(x, -6, title, fontsize=10, va="bottom", animated=True)
-        if draws_signs:
-            axes.text(x + room + GAP / 2, middle, sign, fontsize=13, ha="center", va="center")
+        axes.imshow(matrix.numpy(), **LOOK, vmin=-most, vmax=most, extent=(x, x + width, height, 0))
+        axes.add_artist(Rectangle((x, 0), width, height, fill=False, ec="#bbbbbb", lw=0.6))
+        axes.text(x, -6, title, fontsize=10, va="bottom")
+        axes.text(x + room + GAP / 2, middle, sign, fontsize=13, ha="center", va="center")
         x += room + GAP
-    if new:
-        axes.set_axis_off()
+    axes.set_axis_off()
     axes.set_xlim(-1, x - GAP + 1), axes.set_ylim(WIDEST + 1, -24)
     axes.set_aspect("equal")  # an image has set its own
     return figure

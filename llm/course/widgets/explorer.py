@@ -16,12 +16,14 @@ import torch
 from llm.course.figures.palette import COLOURS
 
 BUNDLE = Path(__file__).with_name("bundle.js")  # built from browser/ by `make bundle`
+STAND_INS = Path(__file__).with_name("stand_ins")  # a picture of each kind, as tests/browser/test_stand_ins.py takes it
 
 
 class Explorer:
     """Shows the instrument `kind` of the bundle with its `data`, which JSON can hold.
 
-    about: what it shows and what moves, in a sentence, for a reader whose page runs no scripts.
+    about: what it shows and what moves, in a sentence, for a reader whose page runs no scripts; it goes with the
+    picture that stands there in its place.
     """
 
     def __init__(self, kind: str, about: str, **data: Any):
@@ -32,9 +34,14 @@ class Explorer:
 
     def _repr_html_(self) -> str:
         given = json.dumps({"kind": self.kind, "colors": COLOURS, **self.data}, separators=(",", ":"), allow_nan=False)
-        stand_in = html.escape(f"{self.about} It moves where scripts may run: in JupyterLab, trust this notebook.")
+        about, picture = html.escape(self.about), STAND_INS / f"{self.kind}.png"
+        stand_in = f"<p>{about}</p>"
+        if picture.exists():
+            source = base64.b64encode(picture.read_bytes()).decode()
+            stand_in = f'<img alt="{about}" style="max-width: 100%" src="data:image/png;base64,{source}">'
         return (
-            f'<div class="llm-{self.kind}"><p><i>{stand_in}</i></p></div>\n'
+            f'<div class="llm-{self.kind}">{stand_in}'
+            "<p><i>It moves where scripts may run: in JupyterLab, trust this notebook.</i></p></div>\n"
             f'<script type="application/json" class="llm-data">{given.replace("<", chr(92) + "u003c")}</script>\n'
             f'<script type="module">{bundle()}</script>'
         )

@@ -15,11 +15,12 @@ def rank_explorer(r: int = 2) -> Explorer:
     )
     matrices = []
     for name, make in toy_matrices.MATRICES.items():
-        u, s, vh = spectra.decompose(make())
-        held = int((s > 1e-4 * s[0]).sum())  # smaller patterns are lost in 16 bits
-        root = s[:held].sqrt()
-        factors = dict(U=packed(u[:, :held] * root, bits=16), V=packed(root[:, None] * vh[:held], bits=16))
-        matrices.append(dict(name=name, sizes=s.tolist(), **factors))
+        target = make()
+        sizes = spectra.decompose(target).s
+        held = int((sizes > 1e-4 * sizes[0]).sum())  # smaller patterns are lost in 16 bits
+        part = toy_matrices.approximate(target, held)
+        factors = dict(U=packed(part.A, bits=16), V=packed(part.B, bits=16))
+        matrices.append(dict(name=name, sizes=sizes.tolist(), **factors))
     return Explorer("rank", about, matrices=matrices, close=CLOSE, r=r)
 
 

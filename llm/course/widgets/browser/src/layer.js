@@ -19,6 +19,7 @@ export function layer(el, { W, A, B, most, d, r, alpha }) {
     alpha: slider({ label: "alpha", min: 0, max: 16, value: alpha }),
   };
   const signs = ["+", "="].map((text) => html("span", { "aria-hidden": "true" }, text));
+  signs[1].style.marginBottom = "22px"; // the caption's line, so that both stand at the middle of W and A B
   const signed = (sign, node) => html("div", { class: "signed" }, sign, node);
   const made = explorer(el, {
     name: "a layer with LoRA: W + alpha A B", controls,
@@ -30,7 +31,7 @@ export function layer(el, { W, A, B, most, d, r, alpha }) {
       frozen.draw({ matrix: W, most, title: `W, frozen: ${d} × ${d}`, unit });
       update.draw({ A, B, AB, most: [most, most], unit, titles: [`A, ${d} × ${r}`, `B, ${r} × ${d}`, `${alpha} · A B, the update`] });
       sum.draw({ matrix: plus(W, AB), most, title: `W + ${alpha} · A B`, unit });
-      signs[0].style.marginTop = `${thickest * unit}px`; // at the middle of W and A B
+      signs[0].style.marginTop = `${thickest * unit}px`;
       const moved = alpha ? `${percent(size(AB) / size(W))} as long as W` : "zero";
       return `r = ${r}, d = ${d}: ${saved(2 * d * r, d * d, "W")}. At alpha = ${alpha} the update is ${moved}.`;
     },
