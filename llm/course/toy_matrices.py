@@ -22,11 +22,15 @@ LETTERS = {
 }
 
 
-def word(text: str = "LoRA", size: int = 9) -> torch.Tensor:
-    """A word in pixel letters, each pixel size x size: (7 * size, (6 * letters + 1) * size), rank 7 at most."""
+def pixels(text: str = "LoRA") -> torch.Tensor:
+    """A word in pixel letters (7, 6 * letters + 1), rank 7 at most."""
     rows = ["0" + "".join(LETTERS[letter][i] + "0" for letter in text) for i in range(7)]
-    pixels = torch.tensor([[float(p) for p in row] for row in rows])
-    return torch.kron(pixels, torch.ones(size, size))
+    return torch.tensor([[float(p) for p in row] for row in rows])
+
+
+def word(text: str = "LoRA", size: int = 9) -> torch.Tensor:
+    """A word's pixels, each size x size."""
+    return torch.kron(pixels(text), torch.ones(size, size))
 
 
 def smooth(m: int = 63, n: int = 225) -> torch.Tensor:

@@ -61,7 +61,10 @@ class Instrument:
         control.evaluate(
             """node => node.addEventListener('input', () => {
                 const began = performance.now();
-                queueMicrotask(() => { document.body.getBoundingClientRect(); window.frame = performance.now() - began; });
+                node.addEventListener('input', () => {  // the instrument's own listener has drawn by now
+                    document.body.getBoundingClientRect();
+                    window.frame = performance.now() - began;
+                }, { once: true });
             }, { once: true, capture: true })"""
         )
         self.press(control, key)

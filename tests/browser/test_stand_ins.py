@@ -35,9 +35,10 @@ def stored():
 def small(png):
     """The same picture in as many colors as its bytes allow."""
     picture = Image.open(io.BytesIO(png)).convert("RGB")
-    for colors in (256, 128, 64, 32, 16, 8, 4):
+    for colors in (256, 128, 64, 32, 16, 12, 10, 8, 7, 6, 5):
         held = io.BytesIO()
-        picture.quantize(colors, dither=Image.Dither.NONE).save(held, "PNG", optimize=True)
+        fewer = picture.quantize(colors, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        fewer.save(held, "PNG", optimize=True)
         if held.tell() <= MOST:
             break
     return held.getvalue()

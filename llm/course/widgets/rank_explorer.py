@@ -8,13 +8,16 @@ CLOSE = 0.05  # the error for which the sentence names the rank
 
 
 def rank_explorer(r: int = 2) -> Explorer:
-    """A matrix of one's choice, its best rank-r factors, and the sizes of its patterns."""
+    """A matrix of one's choice or drawing, its best rank-r factors, and the sizes of its patterns."""
     about = (
         "Three matrices, each with its best copy A B of rank r, what the copy leaves out, and the sizes of all patterns. "
         "A word has seven patterns, a smooth surface a few, and noise as many as it has rows."
     )
     matrices = []
     for name, make in toy_matrices.MATRICES.items():
+        if make is toy_matrices.word:  # it can be drawn on, so the page takes it apart
+            matrices.append(dict(name=name, pixels=toy_matrices.pixels().int().tolist(), block=9))
+            continue
         target = make()
         sizes = spectra.decompose(target).s
         held = int((sizes > 1e-4 * sizes[0]).sum())  # smaller patterns are lost in 16 bits

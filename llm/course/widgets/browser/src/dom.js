@@ -52,6 +52,7 @@ const STYLE = `
 .llm-explorer .parts figure { position: absolute; display: flex; flex-direction: column-reverse; align-items: flex-start; }
 .llm-explorer .parts figcaption { margin-right: 9px; white-space: nowrap; }
 .llm-explorer .signed { display: flex; gap: 10px; align-items: center; align-self: flex-end; font-size: 18px; }
+.llm-explorer .cell { position: absolute; outline: 2px solid #e69f00; pointer-events: none; }
 .llm-explorer .grip { position: absolute; width: 13px; height: 13px; margin: -7px; border-radius: 50%; background: #0072b2; cursor: grab; touch-action: none; }
 .llm-explorer .tip { position: absolute; pointer-events: none; padding: 1px 6px; border-radius: 3px; font-size: 12px; white-space: nowrap;
   background: var(--jp-layout-color0, Canvas); border: 1px solid color-mix(in oklab, currentColor 35%, transparent); z-index: 1; }

@@ -2,7 +2,7 @@
 import { html } from "./dom.js";
 import { tip } from "./tip.js";
 
-/** { node, draw({ rows, columns, values }, most) }; `most` is the value at full color. `size`: pixels of the longer side. */
+/** { node, canvas, draw({ rows, columns, values }, most) }; `most` is the value at full color. `size`: pixels of the longer side. */
 export function heat({ title, size = 160 }) {
   const canvas = html("canvas", { role: "img", "aria-label": title });
   const caption = html("figcaption", {}, title);
@@ -28,5 +28,5 @@ export function heat({ title, size = 160 }) {
     caption.textContent = now;
     canvas.setAttribute("aria-label", `${now}, ${rows} x ${columns}`);
   }
-  return { node, draw };
+  return { node, canvas, draw };
 }

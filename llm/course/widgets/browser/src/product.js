@@ -6,7 +6,7 @@ const LINE = 22, EDGE = 2; // pixels of a caption, and of a picture's border
 
 const put = (node, to) => Object.assign(node.style, Object.fromEntries(Object.entries(to).map(([side, at]) => [side, `${at}px`])));
 
-/** Room for a matrix of up to rows x columns: { node, draw({ matrix, most, title, unit }) }; unit: pixels an entry. */
+/** Room for a matrix of up to rows x columns: { node, canvas, draw({ matrix, most, title, unit }) }; unit: pixels an entry. */
 export function place({ rows, columns, grip }) {
   const part = heat({ title: "" }), node = html("div", { class: "parts" }, part.node, grip);
   function draw({ matrix, most, title, unit }) {
@@ -15,7 +15,7 @@ export function place({ rows, columns, grip }) {
     put(node, { width: columns * unit + EDGE, height: rows * unit + EDGE + LINE });
     if (grip) put(grip, { left: width + EDGE, top: height + EDGE });
   }
-  return { node, draw };
+  return { node, canvas: part.canvas, draw };
 }
 
 /**

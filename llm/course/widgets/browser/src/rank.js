@@ -1,6 +1,7 @@
 // A matrix, its best rank-r factors and what they leave out.
 import { choice, slider } from "./controls.js";
 import { html, watch } from "./dom.js";
+import { drawable, takenApart } from "./drawing.js";
 import { explorer, unpacked } from "./explorer.js";
 import { corner, largest, plus, product as multiplied } from "./matrix.js";
 import { plot } from "./plot.js";
@@ -9,15 +10,19 @@ import { percent, saved } from "./words.js";
 
 /**
  * matrices: { name, sizes, U, V }; U @ V is the matrix, a column of U and a row of V for each pattern that is not zero.
+ * One of them is { name, pixels, block }: there a hand can draw.
  * close: the error for which the sentence names the rank.
  */
 export function rank(el, { colors, matrices, close, r }) {
-  const found = Object.fromEntries(matrices.map(({ name, sizes, U, V }) => {
-    const left = unpacked(U), right = unpacked(V), rest = [0]; // the squares that are left out, from the smallest on
+  const measured = ({ sizes, U, V }) => {
+    const M = multiplied(U, V), rest = [0]; // the squares that are left out, from the smallest on
     for (const s of sizes.toReversed()) rest.unshift(rest[0] + s * s);
-    const M = multiplied(left, right);
-    return [name, { U: left, V: right, M, sizes, errors: rest.map((s) => Math.sqrt(s / rest[0])), most: [Math.max(largest(left), largest(right)), largest(M)] }];
-  }));
+    const most = [Math.max(largest(U), largest(V)), largest(M)].map((v) => v || 1); // an empty drawing has none
+    return { U, V, M, sizes, errors: rest.map((s) => Math.sqrt(s / (rest[0] || 1))), most };
+  };
+  const found = Object.fromEntries(matrices.map(({ name, pixels, block, sizes, U, V }) =>
+    [name, measured(pixels ? takenApart(pixels, block) : { sizes, U: unpacked(U), V: unpacked(V) })]));
+  const drawing = matrices.find(({ pixels }) => pixels), cell = html("div", { class: "cell", hidden: true });
   const { M: { rows, columns }, sizes: { length: full } } = Object.values(found)[0];
   const target = place({ rows, columns }), rest = place({ rows, columns });
   const both = product({ rows, columns, thickest: full, drag: (to) => made.move({ r: to }) });
@@ -35,20 +40,30 @@ export function rank(el, { colors, matrices, close, r }) {
     which: choice({ label: "matrix", options: Object.keys(found) }),
     r: slider({ label: "rank r", min: 1, max: full, value: r, wide: 220 }),
   };
+  target.node.append(cell);
+  drawable({
+    canvas: target.canvas, cell, pixels: drawing.pixels, on: () => controls.which.value === drawing.name,
+    changed() {
+      found[drawing.name] = measured(takenApart(drawing.pixels, drawing.block));
+      made.refresh();
+    },
+  });
   let unit = 1;
   const made = explorer(el, {
     name: "the best rank-r copy of a matrix", controls,
     views: [html("div", {}, target.node, rest.node), both.node, bars.node],
     update({ which, r }) {
       const { U, V, M, sizes, errors, most } = found[which], A = corner(U, rows, r), B = corner(V, r, columns), AB = multiplied(A, B);
-      target.draw({ matrix: M, most: most[1], title: `the matrix, ${rows} × ${columns}`, unit });
+      const draws = which === drawing.name;
+      target.draw({ matrix: M, most: most[1], title: `the matrix, ${rows} × ${columns}${draws ? ": click or drag to draw" : ""}`, unit });
+      Object.assign(target.canvas, { tabIndex: draws ? 0 : -1 }).style.cursor = draws ? "crosshair" : "";
       rest.draw({ matrix: plus(M, AB, -1), most: most[1], title: `the matrix − A B: error ${percent(errors[r])}`, unit });
       both.draw({ A, B, AB, most, unit, titles: [`A, ${rows} × ${r}`, `B, ${r} × ${columns}`, `A B, the best copy of rank ${r}`] });
       bars.draw({
         bars: sizes.map((size, i) => ({ x0: i + 0.6, x1: i + 1.4, y0: 0, y1: size, color: colors.lora, faint: i >= r })),
         rules: [{ x: r + 0.5, color: colors.lora }],
-        dots: [{ x: r + 0.5, y: 0.6 * sizes[0], color: colors.lora, drag: (x) => made.move({ r: x - 0.5 }) }],
-        y: { domain: [0, 1.08 * sizes[0]] },
+        dots: [{ x: r + 0.5, y: 0.6 * (sizes[0] || 1), color: colors.lora, drag: (x) => made.move({ r: x - 0.5 }) }],
+        y: { domain: [0, 1.08 * (sizes[0] || 1)] },
       });
       return `r = ${r}: ${saved(r * (rows + columns), rows * columns, "the matrix")}. Error ${percent(errors[r])}. `
         + `An error under ${100 * close}% takes r = ${errors.findIndex((error) => error < close)}.`;
