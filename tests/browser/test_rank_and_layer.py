@@ -122,6 +122,8 @@ def test_a_hand_draws_another_matrix_with_the_mouse_or_the_keys(open_page):
     before = shown.picture()
     move(2, 2), shown.page.mouse.down(), shown.page.mouse.up()
     assert shown.picture() == before, "noise is not drawn on"
+    shown.choose("matrix", "a word")
+    assert shown.says.endswith("takes r = 1."), "and what was drawn before stays"
     assert not shown.errors
 
 

@@ -1,35 +1,32 @@
 """The pictures that stand for the explorers where a page runs no scripts.
 
-Take them anew from the notebooks' outputs: COURSE_STAND_INS=1 python -m pytest tests/browser/test_stand_ins.py
+Take them anew, and put them into the notebooks' outputs, after a run of the notebooks:
+COURSE_STAND_INS=1 python -m pytest tests/browser/test_stand_ins.py
 """
 
 import html
 import io
-import json
 import os
 import re
 
+import nbformat
 import pytest
 from conftest import ROOT
-from instrument import Instrument
 from PIL import Image
 
 from llm.course.widgets.explorer import STAND_INS, Explorer
 from llm.course.widgets.rank_explorer import rank_explorer
 
 WIDE, MOST = 760, 25_000  # pixels, bytes
+FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+STORED = re.compile(r'<div class="llm-(\w+)">(?:<p>|<img alt=")(.*?)["<].*?(?=<p><i>It moves)')
 
 
-def stored():
-    """By kind, the first output of an explorer that a notebook holds."""
-    found = {}
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            for output in cell.get("outputs", []):
-                page = "".join(output.get("data", {}).get("text/html", ""))
-                if kind := re.search(r'class="llm-data">{"kind":"(\w+)"', page):
-                    found.setdefault(kind[1], page)
-    return found
+class Output:
+    """The stored output of an explorer."""
+
+    def __init__(self, kind, page):
+        self.kind, self._repr_html_ = kind, lambda: page
 
 
 def small(png):
@@ -49,22 +46,32 @@ def kinds():
     return re.findall(r"\w+", listed[1])
 
 
-@pytest.mark.skipif(os.environ.get("COURSE_STAND_INS") != "1", reason="only on request: it writes the pictures")
-def test_each_picture_is_taken_from_a_notebook(browser, tmp_path, times):
-    for kind, page in stored().items():
-        (tmp_path / f"{kind}.html").write_text(f'<!doctype html><meta charset="utf-8"><body>{page}', encoding="utf-8")
-        context = browser.new_context(viewport={"width": WIDE + 16, "height": 900})
-        shown = Instrument(context.new_page(), (tmp_path / f"{kind}.html").as_uri(), kind, times)
-        shown.page.evaluate("() => new Promise(requestAnimationFrame).then(() => new Promise(requestAnimationFrame))")
-        (STAND_INS / f"{kind}.png").write_bytes(small(shown.root.screenshot()))
-        assert not shown.errors
-        context.close()
+@pytest.mark.skipif(os.environ.get("COURSE_STAND_INS") != "1", reason="only on request: it writes pictures")
+def test_each_picture_is_taken_from_a_notebook_and_put_there(open_page):
+    taken = set()
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        notebook = nbformat.read(path, 4)
+        for cell in notebook.cells:
+            for output in cell.get("outputs", []):
+                page = output.get("data", {}).get("text/html", "")
+                if not (found := STORED.match(page)):
+                    continue
+                kind, about = found[1], html.unescape(found[2])
+                if kind not in taken:
+                    taken.add(kind)
+                    shown = open_page(Output(kind, page), WIDE + 16)
+                    shown.page.evaluate(FRAMES)  # it has found the page's width
+                    (STAND_INS / f"{kind}.png").write_bytes(small(shown.root.screenshot()))
+                    assert not shown.errors
+                anew = STORED.match(Explorer(kind, about)._repr_html_())[0]
+                output.data["text/html"] = anew + page[found.end() :]
+        nbformat.write(notebook, path)
 
 
-@pytest.mark.parametrize("kind", kinds())
-def test_every_instrument_has_a_picture_that_is_small(kind):
+@pytest.mark.parametrize("kind", sorted(path.stem for path in STAND_INS.glob("*.png")))
+def test_a_picture_is_of_an_instrument_and_small(kind):
     png = (STAND_INS / f"{kind}.png").read_bytes()
-    assert len(png) <= MOST and Image.open(io.BytesIO(png)).width == WIDE
+    assert kind in kinds() and len(png) <= MOST and Image.open(io.BytesIO(png)).width == WIDE
 
 
 def test_a_page_without_scripts_shows_the_picture_and_says_the_same_in_words(browser, tmp_path):
@@ -79,5 +86,5 @@ def test_a_page_without_scripts_shows_the_picture_and_says_the_same_in_words(bro
 
 
 def test_an_explorer_without_a_picture_says_what_it_shows():
-    page = Explorer("none", "Two < three.")._repr_html_()
-    assert f"<p>{html.escape('Two < three.')}</p>" in page and "<img" not in page
+    page, about = Explorer("none", 'Two < "three".')._repr_html_(), html.escape('Two < "three".')
+    assert f"<p>{about}</p>" in page and "<img" not in page and STORED.match(page)[2] == about
