@@ -27,11 +27,13 @@ def cells(path, kind):
 
 
 def shown(cell):
-    """The text of a cell's outputs; pictures are none."""
+    """The text of a cell's outputs; pictures are none, nor are an explorer's matrices."""
     for output in cell.outputs:
         yield output.get("text", "")
         yield from output.get("traceback", [])
-        yield from (str(data) for kind, data in output.get("data", {}).items() if not kind.startswith("image/png"))
+        for kind, data in output.get("data", {}).items():
+            if not kind.startswith("image/png"):
+                yield re.sub(r'\bbase64,[^"]*|"int\d+":"[^"]*"', "", str(data))
 
 
 def prose(source):

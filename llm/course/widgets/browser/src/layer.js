@@ -25,7 +25,7 @@ export function layer(el, { W, A, B, most, d, r, alpha }) {
     name: "a layer with LoRA: W + alpha A B", controls,
     views: [frozen.node, signed(signs[0], update.node), signed(signs[1], sum.node)],
     update({ d }) {
-      controls.r.limit((place) => place <= d); // no product of d columns has a higher rank
+      controls.r.limit((rank) => rank <= d); // no product of d columns has a higher rank
       const r = controls.r.value, alpha = controls.alpha.value;
       const W = corner(all.W, d, d), A = corner(all.A, d, r), B = corner(all.B, r, d), AB = multiplied(A, B, alpha);
       frozen.draw({ matrix: W, most, title: `W, frozen: ${d} × ${d}`, unit });
