@@ -24,7 +24,7 @@ MODEL = """(state) => { // as much of a widget's model as a page without a kerne
 }"""
 
 
-def fill(book):
+def fill(book, cells=CELLS):
     """The page's notebook with these cells in place of its own; nothing is saved."""
     book.page.evaluate(
         """(sources) => {
@@ -32,7 +32,7 @@ def fill(book):
             cells.deleteCellRange(0, cells.cells.length);
             cells.insertCells(0, sources.map((source) => ({ cell_type: 'code', source, metadata: {}, outputs: [] })));
         }""",
-        CELLS,
+        cells,
     )
 
 

@@ -1,12 +1,10 @@
 """An explorer: every method at one learning rate for all, or each at its own."""
 
-import ipywidgets as widgets
+from llm.course import comparison
+from llm.course.figures.palette import METHODS, color_of, task_name
+from llm.course.widgets.explorer import Explorer
 
-from llm.course import comparison, figures
-from llm.course.figures.palette import METHODS
-from llm.course.widgets.old_explorer import Explorer, choice
-
-TASKS = {"shakespeare": "the plays", "facts": "the facts"}
+TASKS = ("shakespeare", "facts")
 
 
 def rate_explorer(rows: list[dict]) -> Explorer:
@@ -14,31 +12,17 @@ def rate_explorer(rows: list[dict]) -> Explorer:
     methods = set.intersection(*(set(comparison.by_method(rows, task)) for task in TASKS))  # the same in both pictures
     rows = [row for row in rows if row["method"] in methods]
     tried = [{row["lr"] for row in comparison.half_powers(rows) if row["task"] == task} for task in TASKS]
-    rates = sorted(set.intersection(*tried))  # what lies between was tried for a few alone
-    # before the first key
-    done = {(task, rate): comparison.order(rows, task, rate) for task in TASKS for rate in (*rates, None)}
+    return Explorer(
+        "rates",
+        "The loss of every method over the learning rate, and the order of the methods at one rate for all.",
+        rates=sorted(set.intersection(*tried)),  # what lies between was tried for a few alone
+        tasks={task_name(task): _losses(rows, task) for task in TASKS},
+        methods={name: {"name": METHODS[name], "color": color_of(name)} for name in METHODS if name in methods},
+    )
 
-    def numbers(task: str, rate: float, own: bool) -> comparison.Order:
-        return done[task, None if own else rate]
 
-    def describe(found: comparison.Order) -> str:
-        first, *_, last = sorted(found.now, key=found.now.__getitem__) * 2
-        where = "each at its own rate" if found.rate is None else f"rate {found.rate:g} for all"
-        tried = f"{len(found.now)} of {len(found.best)} tried"
-        worse = sum(loss > found.base for loss in found.now.values())
-        return (
-            f"{where}, {tried}: lowest {METHODS[first]} with {found.now[first]:.2f}, highest {METHODS[last]} with "
-            f"{found.now[last]:.2f}; {worse} worse than no training"
-        )
-
-    controls = {
-        "task": choice("task", [(said, name) for name, said in TASKS.items()]),
-        "rate": widgets.SelectionSlider(
-            options=[(f"{rate:g}", rate) for rate in rates],
-            value=0.01 if 0.01 in rates else rates[0],
-            description="one rate",
-            layout=widgets.Layout(width="420px"),
-        ),
-        "own": widgets.Checkbox(False, description="each at its own best", indent=False),
-    }
-    return Explorer(controls, numbers, figures.order, describe, beside=("task", "own"))
+def _losses(rows: list[dict], task: str) -> dict:
+    """The loss before training, and each method's curve: [rate, median loss] by rising rate."""
+    found = comparison.order(rows, task)
+    by_method = comparison.by_method(rows, task)
+    return {"base": found.base, "curves": {name: [*comparison.by_rate(by_method[name]).items()] for name in found.best}}

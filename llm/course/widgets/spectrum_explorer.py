@@ -3,29 +3,33 @@
 import torch
 
 from llm import spectra
-from llm.course.figures import spectrum
-from llm.course.widgets.old_explorer import Explorer, choice, slider, take_the_place_of_the_last, undelayed
+from llm.course.figures.palette import task_name
+from llm.course.widgets.explorer import Explorer, packed
+
+SHOWN, MOST = 16, 64  # rows and columns of the pictures, and ranks: of every layer, and still a small page
 
 
 def delta_explorer(deltas: dict[str, dict[str, torch.Tensor]]) -> Explorer:
-    """A layer's delta W and its best rank-r part. deltas: task -> weight name -> (out, in)."""
-    with undelayed():  # all of them before the first key
-        done = {task: {name: spectra.decompose(w) for name, w in named.items()} for task, named in deltas.items()}
+    """A layer's delta W and its best rank-r part. deltas: task -> weight name -> (out, in), the same names in each.
 
-    def numbers(task: str, layer: str, r: int) -> tuple[spectra.Parts, int]:
-        return done[task][layer], r
+    All singular values are sent, and singular vectors for the pictures of the first rows and columns.
+    """
+    layers = [name.removeprefix("transformer.").removesuffix(".weight") for name in next(iter(deltas.values()))]
+    return Explorer(
+        "delta",
+        "What fine-tuning added to a layer, its largest singular values, its best part of rank r, and what is left.",
+        layers=layers,
+        most=MOST,
+        tasks={task_name(task): [_taken_apart(matrix) for matrix in named.values()] for task, named in deltas.items()},
+    )
 
-    def describe(found: tuple) -> str:
-        parts, r = found
-        [held] = spectra.energy(parts.s, [r])
-        return f"rank {r} of {len(parts.s)}: {held:.0%} of the energy in {r / len(parts.s):.0%} of the directions"
 
-    first = next(iter(deltas.values()))
-    controls = {
-        "task": choice("task", list(deltas)),
-        "layer": choice("layer", [(name.removeprefix("transformer.").removesuffix(".weight"), name) for name in first]),
-        "r": slider("rank r", 8, 1, 64),
+def _taken_apart(matrix: torch.Tensor) -> dict:
+    u, s, vh = spectra.decompose(matrix)
+    return {
+        "shape": list(matrix.shape),
+        "s": packed(s, bits=16),
+        "update": packed(matrix[:SHOWN, :SHOWN]),
+        "u": packed(u[:SHOWN, :MOST]),
+        "v": packed(vh[:MOST, :SHOWN]),
     }
-    made = Explorer(controls, numbers, spectrum, describe)
-    take_the_place_of_the_last("delta explorer", made)  # it holds every layer's singular vectors
-    return made

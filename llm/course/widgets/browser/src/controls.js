@@ -66,3 +66,19 @@ export function check({ label, value = false }) {
   input.addEventListener("change", () => control.onmove());
   return control;
 }
+
+/** A line of text; its value is what stood in it when it was last left, or Enter pressed. */
+export function text({ label, value = "", wide = 240 }) {
+  const input = html("input", { type: "text", "aria-label": label, spellcheck: "false", style: `width: min(${wide}px, 75cqw)` });
+  let kept;
+  const control = {
+    node: html("label", {}, label, input),
+    onmove() {},
+    get value() { return kept; },
+    set value(to) { if (to !== kept) input.value = kept = to; },
+    set disabled(is) { input.disabled = is; },
+  };
+  input.addEventListener("change", () => { kept = input.value; control.onmove(); });
+  control.value = value;
+  return control;
+}

@@ -1,5 +1,5 @@
 // Nodes in one line, and the style that all instruments share.
-const SVG = "http://www.w3.org/2000/svg";
+const SVG = "http://www.w3.org/2000/svg", FOCUSED = ["button", "input", "select", "textarea"];
 
 function made(node, attributes, children) {
   for (const [key, value] of Object.entries(attributes)) {
@@ -7,6 +7,8 @@ function made(node, attributes, children) {
     else if (value === true) node.setAttribute(key, "");
     else if (value !== false && value !== null && value !== undefined) node.setAttribute(key, value);
   }
+  // JupyterLab's shortcuts look at the focused node first: "d d" would delete the cell, the arrows would leave it
+  if (FOCUSED.includes(node.localName)) node.setAttribute("data-lm-suppress-shortcuts", "true");
   node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;
 }

@@ -4,15 +4,15 @@ import { html, style } from "./dom.js";
 /**
  * Put an instrument into `el`.
  *
- * controls: by name, as in controls.js. views: nodes in the order in which they stand. update(values): draws, and
- * returns the sentence that says where the controls stand; it is a live region, so a screen reader speaks it.
+ * controls: by name, as in controls.js; one that stands in a view already stays there. views: nodes in the order in
+ * which they stand. update(values): draws, and returns the sentence that says where the controls stand; it is a live
+ * region, so a screen reader speaks it.
  * Returns { root, move }: move({ name: value }) is what a dragged point calls.
  */
 export function explorer(el, { name, controls, views, update }) {
   const says = html("div", { class: "says", role: "status", "aria-live": "polite" });
-  // JupyterLab's shortcuts stay outside: "d d" would delete the cell, the arrows would leave it
-  const root = html("div", { class: "llm-explorer", role: "group", "aria-label": name, "data-lm-suppress-shortcuts": "true" },
-    html("div", { class: "controls" }, ...Object.values(controls).map((control) => control.node)),
+  const root = html("div", { class: "llm-explorer", role: "group", "aria-label": name },
+    html("div", { class: "controls" }, ...Object.values(controls).map(({ node }) => node).filter((node) => !node.parentNode)),
     says,
     html("div", { class: "views" }, ...views));
   root.addEventListener("keydown", (event) => event.stopPropagation()); // the classic notebook listens above

@@ -9,8 +9,8 @@ import { tip } from "./tip.js";
  * x, y: { label, domain: [low, high], log, ticks: values or how many, format, base }.
  * draw({ lines, dots, rules, bars, x, y }) shows
  *   lines: { points: [[x, y], ...], color, label, dashed, thin, faint }  a label stands at the line's end, at its height
- *   dots:  { x, y, color, faint, label, hint, r, drag(x, y) }     drag is called with the place under the hand; give it
- *                                                                only where a slider does the same by keyboard
+ *   dots:  { x, y, color, faint, label, hint, r, drag(x, y), click } drag is called with the place under the hand; give
+ *                                                                it, and click, only where keys do the same
  *   rules: { x or y, label, color }                               a thin line across
  *   bars:  { x0, x1, y0, y1, color, label, hint, faint }
  * x and y given to draw take the place of the axes' settings. What leaves the frame is cut at it.
@@ -70,8 +70,8 @@ export function plot({ label, height = 280, width = 620, left = 62, right = 120,
       const seen = there.filter(([a, b]) => inside(a, ax.domain) && inside(b, ay.domain)).at(-1) ?? there.at(-1);
       if (words) labels.push({ words, color, x: sx(seen[0]), y: Math.max(TOP, Math.min(height - BOTTOM, sy(seen[1]))) });
     }
-    for (const [i, { x: dx, y: dy, color, faint, drag, label: words, hint, r = 5 }] of (what.dots ?? []).entries()) {
-      const dot = svg("circle", { cx: sx(dx), cy: sy(dy), r: drag ? 7 : r, style: `fill: ${ink(color)}`, opacity: faint ? 0.3 : 1, class: drag ? "handle" : null, "data-dot": drag ? i : null },
+    for (const [i, { x: dx, y: dy, color, faint, drag, click, label: words, hint, r = 5 }] of (what.dots ?? []).entries()) {
+      const dot = svg("circle", { cx: sx(dx), cy: sy(dy), r: drag ? 7 : r, style: `fill: ${ink(color)}${click ? "; cursor: pointer" : ""}`, opacity: faint ? 0.3 : 1, class: drag ? "handle" : null, "data-dot": drag ? i : null, onclick: click ?? null },
         hint ? svg("title", {}, hint) : null);
       (drag ? above : marks).append(dot);
       if (words) labels.push({ words, color, x: sx(dx), y: sy(dy) });
