@@ -166,7 +166,6 @@ STORED = {
         {"plays, 100 steps": {f"r = {r}": at("lora", r) for r in (1, 8, 64)} | {"full": at("full")}}, "lr", level="before"
     ),
     "frontier": lambda: figures.frontier({"shakespeare": arms_on("shakespeare", 100), "records": arms_on("records", 30)}),
-    "rates_by_scaling": lambda: figures.rates_by_scaling(RECORDED["alphas"]),
     "kept_updates": lambda: figures.kept_updates(
         {t: survival(four_bit(WEIGHT), s * noise(128, 128, seed=1)) for t, s in (("as trained", 0.3), ("a quarter of it", 0.07))}
     ),
@@ -207,14 +206,6 @@ def audits():
         yield audit_model(GPT(GPTConfig()))
 
 
-def schemes():
-    parts = {(f, d): [rounded(WEIGHT, f, b, d) for b in BLOCKS] for f in FORMATS for d in (False, True)}
-    places = {key: {p.block: (p.bits, p.error) for p in found} for key, found in parts.items()}
-    every = [p for found in parts.values() for p in found]  # of every scheme, its blocks at both ends
-    most = max(p.shares.max().item() for p in every), max(p.error for p in every)
-    return [(part, places, most) for part in every if part.block in (BLOCKS[0], BLOCKS[-1])]
-
-
 def orders():
     rows = RECORDED["relatives"]
     for task in ("shakespeare", "facts"):
@@ -225,7 +216,6 @@ def orders():
 MOVED = {  # the explorers' figures, after each value of their controls
     "spectrum": lambda: [(figures.spectrum, (decompose(noise(*shape)), r)) for shape in list(matrices().values())[:4] for r in (1, 64)],
     "audit": lambda: [(figures.audit, rows) for rows in audits()],
-    "scheme": lambda: [(figures.scheme, found) for found in schemes()],
     "order": lambda: [(figures.order, found) for found in orders()],
     "trials": lambda: [
         (figures.trials, [(list(range(0, 31, 10)), [5.2, 5.0 - 0.01 * i, 4.9 - 0.01 * i, 4.8 - 0.01 * i]) for i in range(n)]) for n in (0, 1, 2, 5)

@@ -58,14 +58,6 @@ def test_a_figure_drawn_into_again_shows_what_a_new_one_would():
     assert png(used) == png(draw(None, [1, 2])) != png(draw(None, [3, 1]))
 
 
-def in_four_bits(format, block, double):
-    part = rounded(noise(24, 64), format, block, double)
-    all_there_are = {
-        (f, d): {16: (6.0 - d, 0.08), 64: (4.5 - d / 3, 0.1)} for f in ("nf4", "int4") for d in (False, True)
-    }
-    return part, all_there_are, (0.4, 0.12)
-
-
 def swept(task, method, losses, numbers=100, right=0.5, seeds=(0,)):
     """Rows of one method: rate -> loss, each with these seeds, a seed a hundredth above the one before."""
     said = dict(task=task, method=method, trainable=numbers, right=right, before=5.0)
@@ -85,7 +77,6 @@ SWEPT = [
 
 
 MOVING = {
-    "scheme": [(figures.scheme, in_four_bits(*case)) for case in (("nf4", 64, False), ("int4", 16, True))],
     "spectrum": [
         (figures.spectrum, (decompose(noise(*shape, seed=7)), r)) for shape in ((24, 16), (90, 128)) for r in (1, 64)
     ],
@@ -123,7 +114,6 @@ TALL, BLANK = decompose(noise(90, 128)), AuditRow("wte", 9_000, 0, 0)
 BY_RANK = {  # what one key after another shows
     "spectrum": (figures.spectrum, lambda r: (TALL, r)),
     "order": (figures.order, lambda r: order(SWEPT, "facts", 1e-2 if r % 2 else 1e-1)),
-    "scheme": (figures.scheme, lambda r: in_four_bits(("nf4", "int4")[r % 2], r, r > 9)),
     "audit": (figures.audit, lambda r: [BLANK, AuditRow("c_attn", 5_000 + 40 * r, 40 * r, 0)]),
 }
 
@@ -157,17 +147,6 @@ def test_the_audit_draws_all_numbers_in_grey_and_what_trains_in_its_colour():
     assert bars == [(pytest.approx(y), n, colour) for y, n, colour in expected]
     said = {text.get_text() for text in axes.texts}
     assert {"wte", "9,000 frozen", "400 of 5,000 train", "300 of 300 train"} <= said
-
-
-def test_a_scheme_has_its_levels_as_high_as_they_are_used_and_a_ring_at_its_bits_and_error():
-    part, others, most = in_four_bits("int4", 16, True)
-    left, right = figures.scheme((part, others, most), figures.scheme(in_four_bits("nf4", 64, False))).axes
-    [bars], [dots], [ring] = left.collections, left.lines, [line for line in right.lines if line.get_markersize() > 9]
-    assert dots.get_xydata().tolist() == [list(pair) for pair in zip(part.levels.tolist(), part.shares.tolist())]
-    assert [bar[1].tolist() for bar in bars.get_segments()] == dots.get_xydata().tolist()
-    assert ring.get_xydata().tolist() == [[part.bits - 4, part.error]]
-    bright = [line for line in right.lines if line.get_alpha() == 1]
-    assert [line.get_xydata().tolist() for line in bright] == [[[b - 4, e] for b, e in others["int4", True].values()]]
 
 
 def test_levels_and_kept_updates_say_what_was_measured():
@@ -303,25 +282,3 @@ def test_sizes_by_rank_labels_each_scale_and_pissas_parts_are_three_rows_of_dots
     assert [text.get_text() for text in axes.texts] == ["alpha/r", "alpha/sqrt(r)"] and len(axes.lines) == 2
     [axes] = figures.largest_parts([5.0, 4.0, 3.0, 2.0], [3.0, 2.0, 0.0, 0.0], [5.0, 4.0], show=4).axes
     assert [len(line.get_xdata()) for line in axes.lines] == [4, 2, 4]
-
-
-def test_rates_by_scaling_rings_each_ranks_best_rate_and_names_the_ranks_once():
-    """Two ranks whose best rates differ, one far worse than the base at its hottest rate."""
-    losses = {4: {1e-3: 5.1, 1e-2: 4.9, 1e-1: 9.0}, 64: {1e-3: 4.8, 1e-2: 5.0, 1e-1: 5.1}}
-    rows = [
-        dict(start=start, scaling=scaling, r=r, lr=lr, after=after + 0.01 * seed, before=5.2)
-        for start in ("chapter", "paper")
-        for scaling in ("alpha", "alpha/r")
-        for r, found in losses.items()
-        for lr, after in found.items()
-        for seed in range(3)
-    ]
-    figure = figures.rates_by_scaling(rows)
-    assert len(figure.axes) == 4
-    named = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes if axes.get_legend()]
-    assert named == [["r = 4", "r = 64"]]
-    for axes in figure.axes:
-        rings = [tuple(line.get_xydata()[0]) for line in axes.lines if line.get_markersize() == 11]
-        assert rings == [(1e-2, 4.91), (1e-3, 4.81)]
-        assert not axes.texts
-        assert axes.get_ylim()[0] < 4.8 and 5.2 < axes.get_ylim()[1] < 9

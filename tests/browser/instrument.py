@@ -81,6 +81,12 @@ class Instrument:
         self.page.mouse.move(x + right, y + down, steps=6)
         self.page.mouse.up()
 
+    def value_at(self, x, y, svg=0):
+        """What the tip says over a picture, at a place from 0 to 1 in its width and height; "" where it says nothing."""
+        box = self.root.locator("svg").nth(svg).bounding_box()
+        self.page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        return "".join(self.root.locator(".tip:visible").all_inner_texts())
+
     def collisions(self):
         """Texts of the pictures that lie over each other, or outside of the page."""
         return self.root.evaluate(

@@ -20,9 +20,8 @@ from llm.course.figures.results import (
     curves,
     frontier,
     grouped,
-    rates_by_scaling,
 )
-from llm.course.figures.rounding import kept_updates, levels, rounding_errors, scheme
+from llm.course.figures.rounding import kept_updates, levels, rounding_errors
 from llm.course.figures.tables import table
 from llm.course.figures.trainable import audit, savings, shares
 from llm.course.figures.update_spectra import energy_table, fits, loss_by_rank, singular_values, spectrum

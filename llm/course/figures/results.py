@@ -1,6 +1,5 @@
 """Recorded sweeps as figures: rows of `data/results/*.csv` in, a point a seed."""
 
-from itertools import product
 from math import inf
 from statistics import median
 
@@ -146,35 +145,6 @@ def _shades(curves):
     for i, method in enumerate(methods):
         nth, of = methods[:i].count(method) + 1, methods.count(method)
         yield COLOURS.get(method, COLOURS["other"]), 1 if of == 1 else 0.35 + 0.65 * (nth - 1) / (of - 1)
-
-
-def rates_by_scaling(rows: list[dict]) -> Figure:
-    """Loss over the learning rate: a panel for each convention of the scale, a row of them for each start of A, a curve
-    for each rank (darker: higher; the first panel names them) with a ring around its best. The base's loss is dashed;
-    what is far above it leaves the picture."""
-    scalings, starts = (list(dict.fromkeys(row[key] for row in rows)) for key in ("scaling", "start"))
-    figure, panels = new_axes(8.6, 0.6 + 2.6 * len(starts), len(starts), len(scalings), sharex=True, sharey=True)
-    base, low, rates = rows[0]["before"], min(row["after"] for row in rows), [row["lr"] for row in rows]
-    for axes, (start, scaling) in zip(panels, product(starts, scalings)):
-        here = [row for row in rows if (row["start"], row["scaling"]) == (start, scaling)]
-        axes.axhline(base, color=COLOURS["base"], lw=1, ls="--")
-        lines = {}
-        for shade, r in zip((0.45, 1.0), sorted({row["r"] for row in here})):
-            found = grouped([row for row in here if row["r"] == r], "lr", "after")
-            x, y = list(found), [median(values) for values in found.values()]
-            [lines[f"r = {r}"]] = axes.plot(x, y, color=COLOURS["lora"], alpha=shade, marker="o", ms=4)
-            best = min(range(len(y)), key=y.__getitem__)
-            look = dict(color=COLOURS["lora"], alpha=shade, ms=11, mfc="none")
-            axes.plot(x[best], y[best], "o", **look, label=f"best of r = {r}")
-        if axes is panels[0]:
-            axes.legend(lines.values(), lines, frameon=False, fontsize=9, loc="lower right")
-        axes.set(xscale="log", xlim=(0.7 * min(rates), 1.4 * max(rates)))
-        axes.set_ylim(low - 0.3 * (base - low), base + 0.4 * (base - low))
-        axes.set_title(f"scale = {scaling}" if start == starts[0] else "")
-        axes.set_xlabel("learning rate" if start == starts[-1] else "")
-    for start, axes in zip(starts, panels[:: len(scalings)]):
-        axes.set_ylabel(f"held-out loss\nA as in the {start}")
-    return figure
 
 
 def by_target(rows: list[dict]) -> Figure:

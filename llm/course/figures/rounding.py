@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from matplotlib.ticker import MultipleLocator, NullLocator
 
-from llm.course.figures.canvas import emptied, label_end, new_axes, note, spread
+from llm.course.figures.canvas import label_end, new_axes, note, spread
 from llm.course.figures.palette import COLOURS, FORMATS
 from llm.course.four_bits import Rounded, Survival
 
@@ -34,43 +34,9 @@ def _levels(panel, part):
     heights = (part.shape / part.shape.max()).numpy() * used.max()
     middles = (2 * np.arange(n) + 1) / n - 1
     corners = [(middles[0], 0), *zip(middles, heights), (middles[-1], 0)]
-    panel.add_artist(Polygon(corners, color=GRAY, lw=0, animated=True))  # `fill` also looks for new limits
-    panel.vlines(part.levels, 0, used, color=FORMATS[part.format], lw=2.5, animated=True)
-    panel.plot(part.levels, used, "o", color=FORMATS[part.format], ms=4, animated=True)
-
-
-def scheme(
-    found: tuple[Rounded, dict[tuple, dict[int, tuple[float, float]]], tuple[float, float]],
-    figure: Figure | None = None,
-) -> Figure:
-    """One scheme's levels over the weights, and its place among all: error over bits. Draws into `figure` if given.
-
-    found: the scheme; (format, double) -> block -> (bits, error) of all there are; and the largest share of a level and
-    the largest error that will ever be shown, where the axes end: axes that moved would have all drawn again.
-    """
-    part, others, most = found
-    margins = dict(left=0.085, right=0.97, top=0.96, bottom=0.16, wspace=0.24)
-    figure, (shape, place), new = emptied(figure, 8.6, 3.2, columns=2, **margins)
-    if new:
-        shape.set_xlim(-1.04, 1.04), shape.set_ylim(0, 1.05 * most[0])
-        shape.yaxis.set_major_formatter("{x:.0%}"), place.yaxis.set_major_formatter("{x:.0%}")
-        shape.set_xlabel("weight over its block's absmax"), shape.set_ylabel("share at a level")
-        place.set_xscale("log"), place.set_xlim(0.006, 5), place.set_ylim(0.06, 1.05 * most[1])
-        place.set_xticks([0.01, 0.1, 0.5, 2], ["0.01", "0.1", "0.5", "2"]), place.xaxis.set_minor_locator(NullLocator())
-        place.set_xlabel("bits a weight above the code's 4 (dashed: double)"), place.set_ylabel("error")
-    _levels(shape, part)
-    for key, points in others.items():
-        bits, errors = zip(*points.values())
-        look = dict(ls="--" if key[1] else "-", alpha=1.0 if key == (part.format, part.double) else 0.3)
-        look |= dict(color=FORMATS[key[0]], marker="o", ms=3, lw=1.2)
-        place.plot([b - 4 for b in bits], errors, animated=True, **look)
-    # each name at its smallest block, the dearest one
-    first = {format: next(iter(points.values())) for (format, double), points in others.items() if not double}
-    heights = spread([error for _, error in first.values()], 0.075 * (1.05 * most[1] - 0.06))
-    for (format, (bits, _)), height in zip(first.items(), heights):
-        note(place, TITLES[format], (bits - 4, height), (5, 0), FORMATS[format], va="center", animated=True)
-    place.plot(part.bits - 4, part.error, "o", color=FORMATS[part.format], ms=11, mfc="none", mew=2, animated=True)
-    return figure
+    panel.add_artist(Polygon(corners, color=GRAY, lw=0))
+    panel.vlines(part.levels, 0, used, color=FORMATS[part.format], lw=2.5)
+    panel.plot(part.levels, used, "o", color=FORMATS[part.format], ms=4)
 
 
 def rounding_errors(by_block: dict[str, dict[str, list[float]]], blocks: list[int], by_layer: dict) -> Figure:

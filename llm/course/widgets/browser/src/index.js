@@ -1,15 +1,18 @@
 // One bundle for all that the notebooks show in the page: instruments, which need no kernel, and views of a widget
 // (anywidget), which ask one. `mount` brings those instruments to life whose output is in the page and still asleep.
 import { delta } from "./delta.js";
+import { footprint } from "./footprint.js";
 import { layer } from "./layer.js";
 import { predict } from "./predict.js";
 import { rank } from "./rank.js";
 import { rates } from "./rates.js";
+import { rounding } from "./rounding.js";
 import { savings } from "./savings.js";
+import { settings } from "./settings.js";
 import { targets } from "./targets.js";
 import { voices } from "./voices.js";
 
-const INSTRUMENTS = { delta, layer, rank, rates, savings, targets }, VIEWS = { predict, voices };
+const INSTRUMENTS = { delta, footprint, layer, rank, rates, rounding, savings, settings, targets }, VIEWS = { predict, voices };
 
 function mount() {
   for (const data of document.querySelectorAll("script.llm-data:not([data-alive])")) {

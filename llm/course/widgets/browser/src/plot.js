@@ -19,21 +19,22 @@ import { tip } from "./tip.js";
 export function plot({ label, height = 280, width = 620, left = 62, right = 120, x, y, hover }) {
   const node = svg("svg", { role: "img", "aria-label": label }), clip = `llm-${Math.random().toString(36).slice(2)}`;
   const TOP = 14, BOTTOM = 44;
-  let last = null, wide = width, scales = null;
+  let last = null, wide = width, end = right, scales = null;
 
   const scaled = (axis, range) => (axis.log ? scaleLog().base(axis.base ?? 10) : scaleLinear()).domain(axis.domain).range(range);
   const ticksOf = (axis, scale) => (Array.isArray(axis.ticks) ? axis.ticks : scale.ticks(axis.ticks ?? 5));
   if (hover)
     tip(node, node, (px, py) => {
       const at = [px * wide, py * height];
-      if (!scales || at[0] < left || at[0] > wide - right || at[1] < TOP || at[1] > height - BOTTOM) return null;
+      if (!scales || at[0] < left || at[0] > wide - end || at[1] < TOP || at[1] > height - BOTTOM) return null;
       return hover(scales.x.invert(at[0]), scales.y.invert(at[1]));
     });
 
   function draw(what) {
     last = what;
     const ax = { ...x, ...what.x }, ay = { ...y, ...what.y };
-    const narrow = wide < 460, end = narrow ? 16 : right; // labels go above their lines where the page is narrow
+    const narrow = wide < 460;
+    end = narrow ? 16 : right; // labels go above their lines where the page is narrow
     const sx = scaled(ax, [left, wide - end]), sy = scaled(ay, [height - BOTTOM, TOP]);
     scales = { x: sx, y: sy };
     const inside = (v, [low, high]) => v >= Math.min(low, high) && v <= Math.max(low, high);
