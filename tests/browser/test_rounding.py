@@ -65,6 +65,8 @@ def test_the_ring_is_dragged_to_any_scheme_and_places_tell_their_values(open_pag
     assert shown.says.startswith(begins("one", "nf4", 16, False)) and shown.picture() != before
     shown.drag(0, right=-400, down=-400)
     assert " with double quantization: 4.0" in shown.says
+    shown.root.locator("svg").nth(1).locator("circle[style*=pointer]").first.click()
+    assert shown.says.startswith(begins("one", "nf4", 16, False)), "a place that is clicked is chosen"
     part = rounded(LAYERS["one"])
     shown.choose("format", "NF4")
     assert shown.value_at(0.58, 0.5, svg=0).startswith("level ")

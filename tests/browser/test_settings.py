@@ -92,6 +92,12 @@ def test_the_point_is_dragged_along_its_curve_and_places_tell_their_values(open_
         assert "rate 0.0001:" in shown.says
         shown.drag(0, right=700, down=0)
         assert "rate 0.1:" in shown.says
+    curves = settings_explorer(ROWS).data["curves"]
+    assert curves[-1]["start"] == "paper"
+    shown.root.locator("circle[style*=pointer]").last.click()
+    best = min(curves[-1]["points"], key=lambda point: point[1])
+    scale = f"Scale {curves[-1]['scale']:g}, rate {best[0]:g}: loss {best[1]:.2f}"
+    assert shown.says.startswith(scale) and "the best rate of this curve" in shown.says
     dot = shown.root.locator("[data-dot]").bounding_box()
     shown.drag(0, right=-700, down=0)
     moved = shown.root.locator("[data-dot]").bounding_box()

@@ -49,6 +49,7 @@ export function rounding(el, { formats, schemes, weights }) {
     block: slider({ label: "block size", values: blocks, value: 64 }),
     double: check({ label: "double quantization" }),
   };
+  const move = ({ format, block, double }) => made.move({ format, block, double });
   const made = explorer(el, {
     name: "weights in four bits", controls, views: [shape.node, place.node],
     update({ layer, format, block, double }) {
@@ -67,11 +68,8 @@ export function rounding(el, { formats, schemes, weights }) {
         lines: Object.entries(formats).flatMap(([f, { title, color }]) => [false, true].map((twice) =>
           ({ points: points(f, twice), color, dashed: twice, thin: true, faint: f !== format || twice !== double, label: twice ? null : title }))),
         dots: [
-          ...others.map((scheme) => ({ x: scheme.bits - RADIX, y: scheme.error, color: formats[scheme.format].color, r: 3, faint: scheme.format !== format || scheme.double !== double })),
-          { x: now.bits - RADIX, y: now.error, color, drag(above, error) {
-            const to = nearest(Math.max(above, BITS[0]), error);
-            made.move({ format: to.format, block: to.block, double: to.double });
-          } },
+          ...others.map((scheme) => ({ x: scheme.bits - RADIX, y: scheme.error, color: formats[scheme.format].color, r: 3, faint: scheme.format !== format || scheme.double !== double, click: () => move(scheme) })),
+          { x: now.bits - RADIX, y: now.error, color, drag: (above, error) => move(nearest(Math.max(above, BITS[0]), error)) },
         ],
       });
       const better = others.filter(({ bits, error }) => bits <= now.bits && error < now.error).sort((a, b) => a.error - b.error)[0];

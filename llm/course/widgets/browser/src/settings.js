@@ -70,7 +70,8 @@ export function settings(el, { colors, curves, base, full }) {
           { ...line(chosen), label: `r = ${r}` },
         ],
         dots: [
-          ...curves.map((curve, i) => ({ x: x(curve, best[i][0]), y: best[i][1], color: colors.lora, r: 4, faint: curve !== chosen })),
+          ...curves.map((curve, i) => ({ x: x(curve, best[i][0]), y: best[i][1], color: colors.lora, r: 4, faint: curve !== chosen,
+            click: () => made.move({ scaling: curve.scaling, start: curve.start, r: curve.r, rate: best[i][0] }) })),
           { x: x(chosen, rate), y: top, color: colors.lora, drag },
         ],
       });
