@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.lines import Line2D
+from matplotlib.patches import FancyBboxPatch
 
 from llm.course.figures.palette import COLOURS
 
@@ -30,7 +31,18 @@ STYLE = {
 
 
 class Picture(Figure):
-    """A figure whose picture has an alternative text in a notebook: what it shows, in words and numbers."""
+    """A figure whose picture has an alternative text in a notebook: what it shows, in words and numbers.
+
+    It stands on a white card with round corners, so that its colors read the same on a light page and on a dark one.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.patch.set_alpha(0)
+        width, height = self.get_size_inches()
+        corners = dict(boxstyle=f"round,pad=0,rounding_size={0.1 / width}", mutation_aspect=width / height)
+        card = FancyBboxPatch((0, 0), 1, 1, **corners, transform=self.transFigure, fc="white", lw=0, zorder=-1)
+        self.add_artist(card)
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
         return {}, {"image/png": {"alt": in_words(self)}}
@@ -52,10 +64,24 @@ def _panel(figure, axes):
         names = _names(axes.yaxis if flat else axes.xaxis) or _names(figure.axes[0].yaxis)  # shared
         group = "" if bars.get_label().startswith("_") or bars.get_label() == across else f"{bars.get_label()}, "
         said += [f"{group}{name}: {_said(size)}" for name, size in zip(names, sizes)]
-    texts = [] if axes.containers else [" ".join(text.get_text().split()) for text in axes.texts[:24]]
+    plain = [" ".join(text.get_text().split()) for text in axes.texts[:24]]
+    texts = [] if axes.containers else _rows(figure, axes) or plain
     said += [text for text in texts if any(map(str.isdigit, text)) and not any(text in part for part in said)]
     title = f"{axes.get_title()} {axes.get_title(loc='left')}"
     return ": ".join(filter(None, (" ".join(part.split()) for part in (title, "; ".join(filter(None, said))))))
+
+
+def _rows(figure, axes):
+    """Of texts in rows that have names: each name, with the row's first number and its last."""
+    columns, said = dict(zip(axes.get_xticks(), _names(axes.xaxis))), []
+    for at, name in zip(axes.get_yticks(), _names(figure.axes[0].yaxis)):
+        here = [text for text in axes.texts if text.get_position()[1] == at and any(map(str.isdigit, text.get_text()))]
+        if here and name[0].isalpha():
+            ends = {text.get_position()[0]: text.get_text() for text in (here[0], here[-1])}
+            said.append(
+                f"{name}: " + ", ".join(y + (f" at {columns[x]}" if x in columns else "") for x, y in ends.items())
+            )
+    return said
 
 
 def _names(axis):

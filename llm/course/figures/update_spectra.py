@@ -10,7 +10,7 @@ from llm.course.figures.palette import COLOURS, task_name
 from llm.spectra import Parts
 
 
-def spectrum(found: tuple[Parts, int], figure: Figure | None = None) -> Figure:
+def spectrum(found: tuple[Parts, int], figure: Figure | None = None, name: str = "ΔW") -> Figure:
     """A matrix's singular values with the first r in color, the matrix, and its best rank-r part; into `figure` if given."""
     parts, r = found
     margins = dict(left=0.06, right=0.995, top=0.9, bottom=0.17, wspace=0.06)
@@ -24,7 +24,7 @@ def spectrum(found: tuple[Parts, int], figure: Figure | None = None) -> Figure:
         bars.set_xlabel("index")
     full = parts.best(len(parts.s))
     limit = 3 * full.std().item()  # a few large entries would leave the rest white
-    show_matrix(whole, full, f"ΔW, {full.size(0)} x {full.size(1)}", limit)
+    show_matrix(whole, full, f"{name}, {full.size(0)} x {full.size(1)}", limit)
     show_matrix(best, parts.best(r), f"its best rank-{r} part", limit, animated=True)
     return figure
 
