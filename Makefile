@@ -15,12 +15,14 @@ PYTEST := python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 test lint unit notebooks browser test-colab test-floors: export OMP_WAIT_POLICY ?= PASSIVE
 unit notebooks browser test-floors: export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup real lab colab bundle test lint unit notebooks browser test-colab test-floors gpu refresh bench growth clean
+.PHONY: help setup real lab colab site site-serve bundle test lint unit notebooks browser test-colab test-floors gpu refresh bench growth clean
 
 help:
 	@echo "make lab        set up, then open the course in JupyterLab"
 	@echo "make real       add what a real model needs: transformers, peft, gguf, and its weights (98 MB)"
 	@echo "make colab      pack the course into one file for Colab"
+	@echo "make site       write the page that trains in a browser tab, and the notebooks to read, into build/site"
+	@echo "make site-serve the same, and show it on this machine"
 	@echo "make bundle     build the instruments of the notebooks from their JavaScript (needs Node.js)"
 	@echo "make test       set up all of it, then lint, unit tests, every notebook under nbval and in a browser"
 	@echo "make test-colab every notebook alone, on the versions that Colab has"
@@ -63,9 +65,17 @@ real: setup .venv/.real
 colab: setup
 	@$(BIN)/python -m llm pack
 
-# what the instruments in the page are built from lies in browser/: needs Node.js, and only after a change there
+site: setup
+	@$(BIN)/python -m llm site
+
+site-serve: site
+	@echo "the site is at http://127.0.0.1:8000 until you press Ctrl-C"
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site 8000
+
+# what browsers run is committed as built; this builds it again after a change of its sources, and needs Node.js
 bundle:
 	cd llm/course/widgets/browser && npm ci --no-audit --no-fund --silent && npm run --silent build
+	cd llm/course/page && npm ci --no-audit --no-fund --silent && npm run --silent build
 
 # trusted, because the explorers that are stored in them are scripts
 lab: setup

@@ -95,14 +95,16 @@ def _from_folder(folder, dtype):
     return Base(str(folder), model, tokenizer, context, loss, folder.resolve().name)
 
 
-def load_base(own: Path = CHECKPOINT, shipped: Path = BASE) -> GPT:
+def load_base(own: Path | None = CHECKPOINT, shipped: Path = BASE) -> GPT:
     """The chapter-12 model in float32: the learner's own checkpoint when there is one, else the one that ships.
+
+    own: None for the one that ships, whatever the learner has.
 
     Raises BaseError when a file is damaged or of another shape, or when one that was asked for is missing.
     """
-    if own != CHECKPOINT and not own.is_file():
+    if own and own != CHECKPOINT and not own.is_file():
         raise BaseError(f"there is no checkpoint {own}: check the path, or leave it out for the shipped base")
-    path, cure = (own, MOVE) if own.is_file() else (shipped / TENSORS, RESTORE)
+    path, cure = (own, MOVE) if own and own.is_file() else (shipped / TENSORS, RESTORE)
     tensors = _read_pt(own) if path == own else read_file(path, cure)
     with torch.device("meta"):  # no second copy, and no random start that would be thrown away
         model = GPT(GPTConfig())

@@ -1,4 +1,4 @@
-"""The commands that look after the course itself: `doctor`, `fetch`, `pretrain`, `experiments`, `copy-lora`, `contents`, `pack`."""
+"""The commands that look after the course itself: `doctor`, `fetch`, `pretrain`, `experiments`, `copy-lora`, `site`, `contents`, `pack`."""
 
 import os
 import re
@@ -132,6 +132,28 @@ def copy_lora(out: Annotated[Path, Option(metavar="FILE", help="where it goes")]
     )
     files.replace(out, lambda to: to.write_text(joined, encoding="utf-8"))
     print(f"{out} has LoraLinear, apply_lora, merge_lora, remove_lora and lora_disabled")
+
+
+@app.command()
+def site(out: Annotated[Path, Option(metavar="FOLDER", parser=path, help="where it goes")] = Path("build/site")):
+    """Write the page that trains in a browser tab, and the notebooks to read.
+
+    They are static files, for any host. `python -m http.server --directory build/site` shows them on this machine.
+
+    Example: python -m llm site --out build/site
+    """
+    from llm.bases import load_base
+    from llm.course import page
+    from llm.course.tasks import load_task
+    from llm.training import evaluate
+
+    size = page.write_site(out)
+    model = load_base(own=None)
+    print(f"{out} has {size / 1e6:.1f} MB; the model's matrices are in bytes there. Held-out loss:")
+    in_bytes = page.rounded(model)
+    for name in ("records", "shakespeare"):
+        held = load_task(name).heldout
+        print(f"{name:12} {evaluate(model, held):.4f} as it is, {evaluate(in_bytes, held):.4f} in bytes")
 
 
 @app.command("contents")

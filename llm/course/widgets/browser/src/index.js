@@ -26,3 +26,8 @@ mount();
 
 export { verdict } from "./predict.js";
 export default { render: (given) => VIEWS[given.model.get("view")](given) };
+// the page that trains (llm/course/page) is made of the same parts
+export { check, choice, slider } from "./controls.js";
+export { html, style } from "./dom.js";
+export { heat } from "./heat.js";
+export { plot } from "./plot.js";
