@@ -81,7 +81,7 @@ async function takeApart(whole) {
   const layer = choice({ label: "layer", options: paths.map((path) => [path, path.replace("transformer.", "")]), value: paths[Math.min(8, paths.length - 1)] });
   const keep = slider({ label: "keep rank", min: 0, max: rank, value: rank });
   const on = check({ label: "adapter on", value: true });
-  const picture = heat({ title: "the update", size: 380 });
+  const picture = heat({ title: "the update", size: Math.min(380, $("take").clientWidth - 4) });
   const bars = plot({ label: "singular values of the update", width: 360, height: 210, right: 20, left: 56,
     x: { label: "direction", domain: [0.4, rank + 0.6], ticks: Array.from({ length: rank }, (_, i) => i + 1) },
     y: { label: "singular value", domain: [0, 1], ticks: 4 } });
@@ -204,7 +204,11 @@ $("write").addEventListener("click", write);
 $("opening").addEventListener("keydown", ({ key }) => { if (key === "Enter" && !$("write").disabled) write(); });
 for (const control of Object.values(shares)) control.onmove = mix;
 $("save").addEventListener("click", save);
-$("open").addEventListener("change", ({ target }) => open(target.files));
+$("open").addEventListener("change", ({ target }) => {
+  const files = [...target.files];
+  target.value = ""; // so that the same files, changed meanwhile, can be chosen again
+  open(files);
+});
 for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]])
   $("drop").addEventListener(name, (event) => {
     event.preventDefault();
