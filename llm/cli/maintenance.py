@@ -136,9 +136,9 @@ def copy_lora(out: Annotated[Path, Option(metavar="FILE", help="where it goes")]
 
 @app.command()
 def site(out: Annotated[Path, Option(metavar="FOLDER", parser=path, help="where it goes")] = Path("build/site")):
-    """Write the page that trains in a browser tab, and the notebooks to read.
+    """Write the page that trains in a browser tab, as static files.
 
-    They are static files, for any host. `python -m http.server --directory build/site` shows them on this machine.
+    The notebooks lie beside it, to be read. Any host will do. `python -m http.server --directory build/site` shows them on this machine.
 
     Example: python -m llm site --out build/site
     """

@@ -109,13 +109,9 @@ def _contents():
 
 def _as_html(path):
     """A stored notebook as HTML: code, outputs, folded what is folded there, links to the site's own pages."""
-    from jinja2 import DictLoader
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(
-        extra_loaders=[DictLoader({"site.html.j2": NOTEBOOK})], template_file="site.html.j2", exclude_anchor_links=True
-    )
-    body, _ = exporter.from_filename(str(path))
+    body, _ = HTMLExporter(raw_template=NOTEBOOK, exclude_anchor_links=True).from_filename(str(path))
     return _relinked(body)
 
 
