@@ -96,6 +96,10 @@ def test_rank_matrix_layer_and_the_savings_curve(open_notebook, times):
             part.get_by_role("slider", name="rank r").press(key)
             book.wait_for_text(part, says)
             book.shot(f"formula-{kind}", part)
+        part = book.page.locator(".llm-rank")
+        for key in ("d", "d", "Space"):  # to the drawing, and not to JupyterLab, where "d d" deletes the cell
+            part.locator("canvas").first.press(key)
+        assert part.locator(".cell").is_visible()
 
         part = book.page.locator(".llm-savings")
         part.scroll_into_view_if_needed()
