@@ -8,6 +8,7 @@ import threading
 import zipfile
 
 import pytest
+from conftest import SHOTS
 
 from llm.adapters import load_adapter, save_adapter
 from llm.bases import load_base
@@ -97,6 +98,9 @@ def test_a_visitor_trains_takes_apart_mixes_and_carries_away(visit, site, times,
     asked = tab.get_by_role("textbox", name="sentence").input_value()
     answer = json.loads(tab.locator("#after").inner_text())
     assert list(answer) == ["destination", "item", "day", "origin"] and f'"{answer["item"]}"' in asked
+
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    tab.locator("section").first.screenshot(path=SHOTS / "page.png")  # README's
 
     apart = tab.locator("#take")
     said, keep = apart.get_by_role("status"), apart.get_by_role("slider", name="keep rank")
