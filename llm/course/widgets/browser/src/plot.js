@@ -8,7 +8,7 @@ import { tip } from "./tip.js";
  *
  * x, y: { label, domain: [low, high], log, ticks: values or how many, format, base }.
  * draw({ lines, dots, rules, bars, x, y }) shows
- *   lines: { points: [[x, y], ...], color, label, dashed, thin, faint }  a label stands at the line's end, at its height
+ *   lines: { points: [[x, y], ...], color, label, dashed, thin, faint, filled }  a label stands at the line's end, at its height
  *   dots:  { x, y, color, faint, label, hint, r, drag(x, y), click } drag is called with the place under the hand; give
  *                                                                it, and click, only where keys do the same
  *   rules: { x or y, label, color }                               a thin line across
@@ -63,11 +63,11 @@ export function plot({ label, height = 280, width = 620, left = 62, right = 120,
       if (words && ry !== undefined) labels.push({ words, color, x: wide - end, y: sy(ry) });
       if (words && rx !== undefined) above.append(write(words, { x: sx(rx) + 4, y: TOP + 10 }, { style: `fill: ${ink(color)}` }));
     }
-    for (const { points, color, label: words, dashed, thin, faint } of what.lines ?? []) {
+    for (const { points, color, label: words, dashed, thin, faint, filled } of what.lines ?? []) {
       const there = points.filter(([, v]) => Number.isFinite(v) && !(ay.log && v <= 0));
       if (!there.length) continue;
       const path = there.map(([a, b]) => `${sx(a).toFixed(1)},${sy(b).toFixed(1)}`).join(" ");
-      marks.append(svg("polyline", { points: path, fill: "none", style: `stroke: ${ink(color)}`, "stroke-width": thin ? 1.2 : 2.5, "stroke-dasharray": dashed ? "6 4" : null, opacity: faint ? 0.35 : null }));
+      marks.append(svg("polyline", { points: path, fill: filled ? color : "none", style: filled ? null : `stroke: ${ink(color)}`, "stroke-width": thin ? 1.2 : 2.5, "stroke-dasharray": dashed ? "6 4" : null, opacity: faint ? 0.35 : null }));
       const seen = there.filter(([a, b]) => inside(a, ax.domain) && inside(b, ay.domain)).at(-1) ?? there.at(-1);
       if (words) labels.push({ words, color, x: sx(seen[0]), y: Math.max(TOP, Math.min(height - BOTTOM, sy(seen[1]))) });
     }

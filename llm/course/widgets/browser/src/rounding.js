@@ -59,8 +59,10 @@ export function rounding(el, { formats, schemes, weights }) {
       const most = Math.max(...bins), high = Math.max(...now.shares); // as high as the tallest level: shapes can be compared
       const edge = (i) => (2 * i) / bins.length - 1;
       shape.draw({
-        bars: bins.map((count, i) => ({ x0: edge(i), x1: edge(i + 1), y0: 0, y1: (count / most) * high, color: "currentColor", faint: true })),
-        lines: levels.map((level, i) => ({ points: [[level, 0], [level, now.shares[i]]], color })),
+        lines: [
+          { points: [[-1, 0], ...bins.flatMap((count, i) => [[edge(i), (count / most) * high], [edge(i + 1), (count / most) * high]]), [1, 0]], color: "currentColor", filled: true, faint: true },
+          ...levels.map((level, i) => ({ points: [[level, 0], [level, now.shares[i]]], color })),
+        ],
         dots: levels.map((level, i) => ({ x: level, y: now.shares[i], color, r: 3.5 })),
       });
       const points = (f, twice) => others.filter((scheme) => scheme.format === f && scheme.double === twice).map(({ bits, error }) => [bits - RADIX, error]).sort(([a], [b]) => a - b);
