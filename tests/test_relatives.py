@@ -729,7 +729,7 @@ REFUSED = {
     "a lone layer": (lambda: nn.Linear(4, 4), METHODS["ia3"].prepare, "single layer"),
     "a prefix for another's model": (llama, METHODS["prefix"].prepare, "is a LlamaForCausalLM: take PEFT"),
     "no virtual tokens": (base, lambda m: METHODS["prompt"].prepare(m, 0), "number of virtual tokens"),
-    "merging a prefix": (lambda: prepared("prefix"), merge, "a prefix is no weight"),
+    "merging a prefix": (lambda: prepared("prefix"), merge, "a prefix stands before the text"),
     "removing what was trained whole": (lambda: prepared("full"), remove, "load the base again"),
     "silencing what was trained whole": (
         lambda: prepared("full"),

@@ -161,7 +161,7 @@ def merge(model: nn.Module) -> nn.Module:
     """
     name = method_of(model)
     if name and not METHODS[name].merges:
-        raise SettingError(f"a {name} is no weight but something that the model reads, so it cannot be merged")
+        raise SettingError(f"a {name} stands before the text and is not part of any weight, so it cannot be merged")
     scaled = {}
     for path, layer in layers_of(model).items():
         if isinstance(layer, Ia3Linear):
