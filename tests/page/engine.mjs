@@ -54,6 +54,12 @@ const JOBS = {
     for (const [name, file] of Object.entries(toPeft(adapter, weights.metadata.base_fingerprint))) writeFileSync(`${folder}/${name}`, file);
     return { losses, seconds, right: right(adapter), base: right(null), cuts, numbers: numbers(adapter), held };
   },
+  /** Steps of Adam on given gradients. */
+  adam() {
+    const { start, gradients } = read(bytes("steps.safetensors")).tensors, [steps, n] = gradients.shape, part = start.data, adam = new Adam([part]);
+    for (let i = 0; i < steps; i++) adam.update([gradients.data.subarray(i * n, (i + 1) * n)], 0.01 * schedule(i, steps));
+    return [...part];
+  },
   spectrum() {
     const { A, B } = read(bytes("factors.safetensors")).tensors, { s, left, right } = decompose({ A: A.data, B: B.data }, A.shape[1], job.scale);
     return { s, left: [...left], right: [...right] };

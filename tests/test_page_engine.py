@@ -19,11 +19,11 @@ from llm.lora import apply_lora, lora_layers
 from llm.text.batches import UNSEEN
 from llm.text.records import make_records, record_batches, words
 from llm.tokenizer import GPT2
-from llm.training import evaluate
+from llm.training import evaluate, schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = ROOT / "tests" / "page" / "engine.mjs"
-SCRIPTS = "Hello, world. We'll don't\n\n  x\tGröße Ærøskøbing Привет 東京都 한국어 עברית العربية हिन्दी ไทย 🙂👩‍🚀 ∑∞≠ 12345 a1b2 …"
+SCRIPTS = "Hello, world. We'll I've you're it's I'm he'd don't\n\n  x\tGröße Ærøskøbing Привет 東京都 한국어 עברית العربية हिन्दी ไทย 🙂👩‍🚀 ∑∞≠ 12345 a1b2 …"
 
 pytestmark = pytest.mark.skipif(not shutil.which("node"), reason="no Node.js on this machine runs the page's scripts")
 
@@ -206,6 +206,20 @@ def test_what_is_no_adapter_for_this_model_gets_one_sentence(base, folder, ask):
         assert says in said(base=""), change
     (folder / both[1]).write_bytes((2**62).to_bytes(8, "little") + b"{}")
     assert "longer than the file" in said(base="")
+
+
+def test_its_adam_schedule_and_clipping_are_the_training_loops(folder, ask):
+    torch.manual_seed(8)
+    start, gradients = torch.randn(50), torch.randn(40, 50) * torch.logspace(-2, 1, 40)[:, None]
+    save_file(dict(start=start, gradients=gradients), folder / "steps.safetensors")
+    p = torch.nn.Parameter(start.clone())
+    optimizer = torch.optim.AdamW([p], betas=(0.9, 0.95), weight_decay=0)
+    for i, gradient in enumerate(gradients):
+        p.grad = gradient.clone()
+        torch.nn.utils.clip_grad_norm_([p], 1.0)
+        optimizer.param_groups[0]["lr"] = 0.01 * schedule(i, 40)
+        optimizer.step()
+    torch.testing.assert_close(torch.tensor(ask("adam")), p.detach(), atol=1e-5, rtol=0)
 
 
 def test_singular_values_and_cuts_are_those_of_the_product(folder, ask):
