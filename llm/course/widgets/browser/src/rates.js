@@ -8,7 +8,7 @@ const ROW = 24;
 const STYLE = `
 .llm-explorer .order { flex: 1; min-width: 250px; max-width: 340px; font-variant-numeric: tabular-nums; }
 .llm-explorer .order .head, .llm-explorer .order button { display: grid; width: 100%; grid-template-columns: 3.2em 1fr 4.6em 5.6em; text-align: left; }
-.llm-explorer .order .head { font-size: 12px; padding: 0 4px; height: 20px; }
+.llm-explorer .order .head { font-size: 12px; padding: 0 4px; height: 20px; box-sizing: border-box; }
 .llm-explorer .order .head :nth-child(n+3), .llm-explorer .order button :nth-child(n+3) { text-align: right; }
 .llm-explorer .order .rows { position: relative; }
 .llm-explorer .order button { position: absolute; top: 0; left: 0; height: ${ROW - 2}px; padding: 0 4px; border: 0; border-radius: 3px; background: none;
@@ -25,7 +25,7 @@ export function rates(el, { colors, rates: shared, tasks, methods }) {
   let frame = null; // what the picture shows: { curves, x, y }
 
   const picture = plot({
-    label: "loss of every method over the learning rate", width: 440, height: 330, right: 42,
+    label: "loss of every method over the learning rate", width: 470, height: 330, right: 42,
     x: { label: "learning rate", log: true, format: (v) => String(Number(v.toPrecision(3))) }, y: { label: "held-out loss, nats per token", ticks: 6 },
     hover: (x, y) => nearest(x, y),
   });
