@@ -12,7 +12,7 @@ from matplotlib.text import Text
 
 from llm.course import figures
 from llm.course.audit import audit_model
-from llm.course.comparison import half_powers, order
+from llm.course.comparison import order
 from llm.course.four_bits import BLOCKS, four_bit, relative_error, rounded, survival
 from llm.course.movements import Moved
 from llm.course.toy_matrices import MATRICES, approximate, noise, wrapped
@@ -115,7 +115,18 @@ CURVES = {
 SCORES = {arm: {"parses": p, "right": r, "name right": r} for arm, p, r in (("base", 0.0, 0.0), ("norm", 0.13, 0.0), ("lora", 1.0, 0.99), ("full", 1.0, 1.0))}  # fmt: skip
 WEIGHT = noise(128, 128, seed=3)
 WORD = MATRICES["a word"]()
+
+
+def with_head():
+    with torch.device("meta"):
+        return audit_model(apply_lora(GPT(GPTConfig()), skip=()))
+
+
 STORED = {
+    "spectrum": lambda: figures.spectrum((decompose(noise(384, 128)), 8)),
+    "audit": lambda: figures.audit(with_head()),
+    "order, plays": lambda: figures.order(order(RECORDED["relatives"], "shakespeare", 1e-2)),
+    "order, facts": lambda: figures.order(order(RECORDED["relatives"], "facts", 1e-2)),
     "stacked": lambda: figures.stacked({"LoRA": PARTS, "full": {k: 1.6 * v for k, v in PARTS.items()}}, "seconds of one step"),
     "side_by_side": lambda: figures.side_by_side(
         {"seconds of a step": {"r = 1": 0.32, "r = 8": 0.33, "full": 0.6}, "MB of a step": {"r = 1": 210.0, "r = 8": 212.0, "full": 390.0}}
@@ -197,26 +208,7 @@ STORED = {
 }  # fmt: skip
 
 
-def audits():
-    for r, targets, skip in ((1, None, None), (64, None, None), (8, ["lm_head"], ()), (8, ["mlp.c_fc"], None)):
-        with torch.device("meta"):
-            more = {"targets": targets} if targets else {}
-            yield audit_model(apply_lora(GPT(GPTConfig()), r=r, **more, **({"skip": skip} if skip is not None else {})))
-    with torch.device("meta"):
-        yield audit_model(GPT(GPTConfig()))
-
-
-def orders():
-    rows = RECORDED["relatives"]
-    for task in ("shakespeare", "facts"):
-        for rate in (*sorted({row["lr"] for row in half_powers(rows) if row["task"] == task}), None):
-            yield order(rows, task, rate)
-
-
 MOVED = {  # the explorers' figures, after each value of their controls
-    "spectrum": lambda: [(figures.spectrum, (decompose(noise(*shape)), r)) for shape in list(matrices().values())[:4] for r in (1, 64)],
-    "audit": lambda: [(figures.audit, rows) for rows in audits()],
-    "order": lambda: [(figures.order, found) for found in orders()],
     "trials": lambda: [
         (figures.trials, [(list(range(0, 31, 10)), [5.2, 5.0 - 0.01 * i, 4.9 - 0.01 * i, 4.8 - 0.01 * i]) for i in range(n)]) for n in (0, 1, 2, 5)
     ],

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from llm.course.comparison import Order, at_best, by_method, by_rate
-from llm.course.figures.canvas import emptied, label_end, new_axes, note, seeds, spread
+from llm.course.figures.canvas import label_end, new_axes, note, seeds, spread
 from llm.course.figures.palette import COLOURS, METHODS, color_of
 from llm.course.movements import Moved
 
@@ -117,34 +117,32 @@ def _side_by_side(numbers: dict[str, int]) -> dict[str, float]:
     return found
 
 
-def order(found: Order, figure: Figure | None = None) -> Figure:
+def order(found: Order) -> Figure:
     """Methods from best to worst, each at its own rate (a ring), and where one rate for all puts them (a dot, and the
-    place that it would get). A triangle: beyond the picture. Draws into `figure` if given.
+    place that it would get). A triangle: beyond the picture.
     """
-    figure, [axes], new = emptied(figure, 8.6, 3.9, left=0.13, right=0.92, top=0.95, bottom=0.13)
+    figure, [axes] = new_axes(8.6, 3.9)
     names, ours = list(found.best), list(found.best.values())
     n, low, colors = len(names), ours[0], [color_of(name) for name in names]
     high = min(found.base + 0.6 * (found.base - low), 3 * ours[-1])
     beside = axes.get_yaxis_transform()
-    if new:
-        axes.set_ylim(n - 0.4, -0.8), axes.set_xlabel("loss, nats per token")
-        axes.text(1.03, -0.8, "place", transform=beside, ha="center", fontsize=9)
-    if axes.get_xlim() != (left := low - 0.06 * (high - low), high):  # another task
-        axes.set_xlim(left, high), axes.set_yticks(range(n), [METHODS[name] for name in names])
-        for label, color in zip(axes.get_yticklabels(), colors):
-            label.set_color(color)
-    axes.plot(ours, range(n), "o", color="black", ms=10, mfc="none", mew=1.2, zorder=2, animated=True)
-    axes.axvline(found.base, color=COLOURS["base"], lw=1, ls="--", animated=True)
-    note(axes, "base", (found.base, n - 0.5), (4, 0), "base", fontsize=9, animated=True)
+    axes.set_ylim(n - 0.4, -0.8), axes.set_xlabel("loss, nats per token")
+    axes.text(1.03, -0.8, "place", transform=beside, ha="center", fontsize=9)
+    axes.set_xlim(low - 0.06 * (high - low), high), axes.set_yticks(range(n), [METHODS[name] for name in names])
+    for label, color in zip(axes.get_yticklabels(), colors):
+        label.set_color(color)
+    axes.plot(ours, range(n), "o", color="black", ms=10, mfc="none", mew=1.2, zorder=2)
+    axes.axvline(found.base, color=COLOURS["base"], lw=1, ls="--")
+    note(axes, "base", (found.base, n - 0.5), (4, 0), "base", fontsize=9)
     at = [min(found.now.get(name, best), high) for name, best in found.best.items()]
-    axes.hlines(range(n), ours, at, colors, lw=2, alpha=0.5, animated=True)
+    axes.hlines(range(n), ours, at, colors, lw=2, alpha=0.5)
     for marker in "o>":
         shown = [i for i, name in enumerate(names) if name in found.now and (marker == "o") == (at[i] < high)]
-        where = dict(marker=marker, c=[colors[i] for i in shown], zorder=3, animated=True)
+        where = dict(marker=marker, c=[colors[i] for i in shown], zorder=3)
         axes.scatter([at[i] for i in shown], shown, 42, **where)
     for i, (name, color) in enumerate(zip(names, colors)):
-        place = str(found.places.get(name, "-"))  # short: to draw text takes longest of all
-        axes.text(1.03, i, place, transform=beside, ha="center", va="center", color=color, animated=True)
+        place = str(found.places.get(name, "-"))
+        axes.text(1.03, i, place, transform=beside, ha="center", va="center", color=color)
     return figure
 
 

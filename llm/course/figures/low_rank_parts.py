@@ -1,7 +1,6 @@
 """Matrices as figures: the best rank-r parts, and a layer with its A and B."""
 
 import matplotlib
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,21 +14,11 @@ GAP = 26  # between two matrices in a row, in entries: room for a sign
 LOOK = dict(cmap=matplotlib.colormaps[SIGNED], aspect="auto", interpolation="nearest")
 
 
-def show_matrix(
-    axes: Axes, matrix: torch.Tensor, title: str, limit: float | None = None, animated: bool = False
-) -> None:
-    """A matrix in red and blue, white at zero; limit: the value of the deepest color.
-
-    animated: for one that is another one every time, as `canvas.emptied` has it.
-    """
-    values, limit = matrix.numpy(), limit or matrix.abs().max().item() or 1.0
+def show_matrix(axes: Axes, matrix: torch.Tensor, title: str, limit: float | None = None) -> None:
+    """A matrix in red and blue, white at zero; limit: the value of the deepest color."""
+    limit = limit or matrix.abs().max().item() or 1.0
     axes.set_title(title, fontsize=10)
-    for image in axes.images:
-        if image.get_clim() == (-limit, limit) and np.array_equal(image.get_array(), values):
-            return  # what stands is not drawn again
-        image.remove()
-    # over the whole of the axes, whatever its shape: their limits stand
-    axes.imshow(values, **LOOK, vmin=-limit, vmax=limit, extent=(0, 1, 1, 0), animated=animated)
+    axes.imshow(matrix.numpy(), **LOOK, vmin=-limit, vmax=limit)
     axes.set_xticks([]), axes.set_yticks([])
     axes.spines[:].set(visible=True, color="#bbbbbb", lw=0.6)
 

@@ -3,10 +3,9 @@
 from math import log2, log10
 
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from llm.course.audit import AuditRow
-from llm.course.figures.canvas import emptied, label_end, new_axes, note, spread
+from llm.course.figures.canvas import label_end, new_axes, note, spread
 from llm.course.figures.palette import COLOURS
 
 
@@ -26,38 +25,22 @@ def shares(models: dict[str, dict[int, float]]) -> Figure:
     return figure
 
 
-def audit(rows: list[AuditRow], figure: Figure | None = None) -> Figure:
-    """What a model holds by kind of module, in gray, and what of it trains, in color; draws into `figure` if given."""
-    n = len(rows)
-    figure, [axes], new = emptied(figure, 8.6, 3.4, left=0.13, right=0.77, top=0.98, bottom=0.15)
-    if new:
-        axes.set_axis_off()  # its ticks would take a quarter of the time: lines and texts stand in for them
-        axes.set_xscale("log")
-    kinds, decades = [row.kind for row in rows], [10**e for e in range(2, 8)]
-    if [text.get_text() for text in axes.texts[:n]] != kinds:
-        for text in list(axes.texts):
-            text.remove()
-        for i, kind in enumerate(kinds):
-            axes.text(90, i, kind, va="center", ha="right", fontsize=9)
-        for decade in decades:
-            axes.text(decade, n - 0.2, f"{decade:,}", ha="center", va="top", fontsize=9)
-        title = "numbers (gray: all, blue: in A and B, orange: of the base, not frozen)"
-        axes.text(100, n + 0.75, title, va="top", fontsize=9)
-    axes.set_xlim(100, 1.2e7), axes.set_ylim(n - 0.4, -0.6)
-    for i, row in enumerate(rows):
+def audit(rows: list[AuditRow]) -> Figure:
+    """What a model holds by kind of module, in gray, and what of it trains, in color."""
+    figure, [axes] = new_axes(8.6, 3.4)
+    kinds = [row.kind for row in rows]
+    axes.barh(kinds, [row.parameters for row in rows], 0.72, color="#dddddd")
+    colors = [COLOURS["full" if row.of_base else "lora"] for row in rows]
+    axes.barh(kinds, [row.trained for row in rows], 0.4, color=colors)
+    for row in rows:
         text, color = f"{row.parameters:,} frozen", "#777777"
-        _bar(axes, i, row.parameters, 0.72, "#dddddd")
         if row.trained:
-            _bar(axes, i, row.trained, 0.4, COLOURS["full" if row.of_base else "lora"])
             text, color = f"{row.trained:,} of {row.parameters:,} train", "black"
-        axes.text(1.6e7, i, text, va="center", fontsize=9, color=color, animated=True)
-    axes.vlines(decades, -0.6, n - 0.4, color="white", lw=1, animated=True)  # over the bars
+        note(axes, text, (1.2e7, row.kind), (6, 0), color, va="center", fontsize=9, annotation_clip=False)
+    axes.set(xscale="log", xlim=(100, 1.2e7))
+    axes.invert_yaxis()
+    axes.set_xlabel("numbers (gray: all, blue: in A and B, orange: of the base, not frozen)")
     return figure
-
-
-def _bar(axes, y, width, height, color):
-    # `barh` takes ten times as long
-    axes.add_artist(Rectangle((0, y - height / 2), width, height, fc=color, ec="none", animated=True))
 
 
 def savings(models: dict[str, int], r: int, claimed: dict[str, tuple[int, float]]) -> Figure:

@@ -4,28 +4,26 @@ import math
 
 from matplotlib.figure import Figure
 
-from llm.course.figures.canvas import emptied, label_end, new_axes, note, spread
+from llm.course.figures.canvas import label_end, new_axes, note, spread
 from llm.course.figures.low_rank_parts import show_matrix
 from llm.course.figures.palette import COLOURS, task_name
 from llm.spectra import Parts
 
 
-def spectrum(found: tuple[Parts, int], figure: Figure | None = None, name: str = "ΔW") -> Figure:
-    """A matrix's singular values with the first r in color, the matrix, and its best rank-r part; into `figure` if given."""
+def spectrum(found: tuple[Parts, int], name: str = "ΔW") -> Figure:
+    """A matrix's singular values with the first r in color, the matrix, and its best rank-r part."""
     parts, r = found
-    margins = dict(left=0.06, right=0.995, top=0.9, bottom=0.17, wspace=0.06)
-    figure, (bars, whole, best), new = emptied(figure, 8.6, 3.0, columns=3, **margins)
+    figure, (bars, whole, best) = new_axes(8.6, 3.0, columns=3)
     shown = min(64, len(parts.s))
     colors = [COLOURS["full"] if i < r else COLOURS["control"] for i in range(shown)]
-    bars.vlines(range(1, shown + 1), 0, parts.s[:shown].tolist(), colors, lw=2.4, animated=True)
+    bars.vlines(range(1, shown + 1), 0, parts.s[:shown].tolist(), colors, lw=2.4)
     bars.set_xlim(-2, shown + 3), bars.set_ylim(0, 1.05 * parts.s[0].item() or 1)
     bars.set_title(f"singular values, {r} kept", fontsize=10)
-    if new:
-        bars.set_xlabel("index")
+    bars.set_xlabel("index")
     full = parts.best(len(parts.s))
     limit = 3 * full.std().item()  # a few large entries would leave the rest white
     show_matrix(whole, full, f"{name}, {full.size(0)} x {full.size(1)}", limit)
-    show_matrix(best, parts.best(r), f"its best rank-{r} part", limit, animated=True)
+    show_matrix(best, parts.best(r), f"its best rank-{r} part", limit)
     return figure
 
 
