@@ -4,9 +4,6 @@ import hashlib
 import re
 import time
 
-from llm.text.batches import UNSEEN
-from llm.text.records import make_records
-
 HANG = 20 * 60  # seconds
 
 
@@ -168,82 +165,4 @@ def test_the_footprint_is_alive(open_notebook):
             "Footprint(",
         )
         book.page.locator(".llm-footprint .llm-explorer").wait_for()
-        assert not book.complaints()
-
-
-def test_the_live_lab_trains_stops_answers_saves_and_resets(open_notebook, times):
-    with open_notebook("fine_tune") as book:
-        book.run("from llm.course.widgets.lab import Lab", "Lab(task=", all_steps=True)
-        part = book.page.locator(".widget-vbox").filter(has=book.page.get_by_role("button", name="Train")).last
-        part.scroll_into_view_if_needed()
-
-        def press(button):
-            part.get_by_role("button", name=button).click()
-
-        def train():
-            """Train for far more steps than a test lasts, until the second of them."""
-            steps = part.get_by_role("spinbutton", name="steps")
-            steps.fill("2000")
-            steps.press("Enter")
-            press("Train")
-            book.wait_for_text(part, re.compile(r"step ([2-9]|\d\d+):"))
-
-        press("Stop")
-        book.wait_for_text(part, "nothing is training")
-        empty = picture(part)
-        train()
-        press("Train")  # twice: said, not done
-        part.get_by_role("combobox", name="rank r").select_option(index=0)  # mid-run: for the next one
-        book.interrupt()  # the kernel's own button is for cells: neither it nor a cell that runs meanwhile ends a run
-        assert book.run_code("6 * 7") == "42"
-        before = said(part)
-        assert changed(lambda: said(part), before).startswith("step")
-        stopped = book.delay(part, ":scope", lambda: press("Stop"), says="stopped after")
-        times("lab: Stop pressed to stopped", stopped)
-        book.wait_for_text(part, "held-out loss")
-        changed(lambda: picture(part), empty)
-        part.locator("pre").nth(1).wait_for()  # the base answers, then the adapter
-        press("Save")
-        book.wait_for_text(part, "saved to")
-        assert (book.folder.parent / "adapters" / "mine" / "adapter_model.safetensors").exists()
-        book.shot("fine-tune-lab")
-        train()
-        press("Reset")
-        book.wait_for_text(part, "ready")
-        assert not part.locator("pre").count()
-        train()
-        book.run_cell("Lab(task=")  # again, mid-run: the old lab gives way to a new one
-        book.wait_for_text(part, "ready")
-        train()
-        press("Stop")
-        book.wait_for_text(part, "stopped after")
-        assert not book.complaints()
-
-
-def test_two_runs_of_the_lab_stand_in_one_picture_and_the_better_one_answers(open_notebook):
-    """A rate that is too hot, then rank and rate as the course sets them; README shows the screenshot."""
-    with open_notebook("fine_tune") as book:
-        book.page.set_viewport_size(dict(width=1280, height=1400))  # the whole of it in one screenshot
-        book.run("from llm.course.widgets.lab import Lab", "Lab(task=", all_steps=True)
-        part = book.page.locator(".widget-vbox").filter(has=book.page.get_by_role("button", name="Train")).last
-        book.wait_for_text(part, "ready")
-
-        def choose(**said):
-            for label, value in said.items():
-                part.get_by_role("combobox", name=label).select_option(label=value)
-
-        choose(task="records", rate="0.1")
-        part.get_by_role("button", name="Train").click()
-        book.wait_for_text(part, re.compile("done after 40 steps: "))
-        part.locator("pre").nth(1).wait_for()  # the base answers, then the adapter
-        answers = part.locator("pre").all_inner_texts
-        wrong = answers()
-        choose(rate="0.01")
-        part.get_by_role("button", name="Train").click()
-        base, adapter = changed(answers, wrong)
-        assert adapter.strip() == make_records(1, seed=UNSEEN)[0].answer != base.strip()
-        columns, hot, better = (row.locator("th, td").all_inner_texts() for row in part.locator("tr").all())
-        hot, better = dict(zip(columns, hot, strict=True)), dict(zip(columns, better, strict=True))
-        assert hot["curve"] == "too hot" and float(better["held-out"]) < 0.05 < float(better["base"])
-        book.shot("lab", part)
         assert not book.complaints()

@@ -1,120 +1,154 @@
-"""The live lab: choose, train, stop, compare, listen, save. Controls over `train`; no maths, no drawing of its own.
+"""The live lab: choose, train, stop, compare, listen, save. The kernel trains and answers; the page draws (browser/src/lab.js).
 
 Training runs on the event loop that the click came from and gives way after every step: Stop and other cells need no
-thread. JupyterLab may still bring two clicks on two threads, so what touches the model holds a lock, and whether to
-stop is asked of each run by itself: one that was reset can end while the next begins.
+thread. JupyterLab may still bring two clicks on two threads, so each run trains a copy of the base, and each answer and
+each save makes another: none of them sees half of another. Whether to stop is asked of each run by itself: one that was
+removed can end while the next begins.
 """
 
 import asyncio
-import html
+import copy
+import json
+import math
+import shlex
 import threading
+import time
+import weakref
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
+from typing import Any
 
-import ipywidgets as widgets
+import anywidget
 import torch
+import traitlets
 
+from llm import files
 from llm.adapters import inspect_adapter, save_adapter
 from llm.bases import load_base
 from llm.course.experiments import Recipe
-from llm.course.figures import canvas
-from llm.course.figures.losses import trials
 from llm.course.tasks import load_task, respond
-from llm.course.widgets.old_explorer import close_parts, live, take_the_place_of_the_last
+from llm.course.widgets.explorer import bundle
+from llm.course.widgets.lab_choices import BEGIN, PROMPTS, chosen, setup
 from llm.errors import CourseError, SettingError
-from llm.finetune.target_words import TARGETS, targets_of
+from llm.finetune.run import REPORT
 from llm.finetune.verdict import verdict
-from llm.lora import SCALING, START
 from llm.model import GPT
-from llm.relatives import METHODS, OPTIONS, disabled, method_of, remove
-from llm.text.batches import UNSEEN
-from llm.text.records import make_records
+from llm.paths import ROOT, user_path
+from llm.relatives import METHODS
+from llm.text.examples import JOIN
 from llm.training import best_device, evaluate, train
 
-LIVE = ("lora", "rslora", "dora", "pissa", "lora-fa", "ia3", "bitfit")
-RANKS = (1, 2, 4, 8, 16, 32, 64)
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-PROMPTS = {  # made when asked for: a record's words come out of the tokenizer's tables
-    "records": lambda: make_records(1, seed=UNSEEN)[0].sentence,
-    "shakespeare": lambda: "The people of the United States,",
-}
 GIVE_WAY = 0.005  # seconds: a click needs several rounds of the loop to arrive, and a step is a hundred times as long
 JUDGED = 10  # steps: before, the rate has not reached its height, and a curve means nothing yet
-EVERY = 5  # steps between two measurements, each about as long as a step
+EVERY = 10  # steps between two measurements, each as long as two or three steps
+POINTS = 100  # training losses that the page gets of a run, each a mean of neighbors
 
-_task = cache(lambda name: load_task(name, limit=1))
+_task = cache(load_task)
 
 
 @dataclass(eq=False)  # each run is itself, however alike two are
 class Trial:
-    """One run on the plot: its settings and its end, and what was measured.
+    """One run: its settings, what was measured, and the weights of its best step.
 
-    heldout: losses at the steps `at`, the base's at 0; losses, seconds: of each training step; meant: its curve in a word.
+    heldout: losses at the steps `at`, the base's at 0; losses, seconds: of each training step; best: the step after the
+    base at which the held-out loss was lowest, and what trained, as it was then; meant: its curve in a word.
     """
 
+    number: int
     settings: Recipe
     at: list[int] = field(default_factory=list)
     heldout: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    best: int | None = None
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
     meant: str = ""
     ended: str = "training"
     asked: bool = False  # to end after the step that it is in
+    folders: dict[str, str] = field(default_factory=dict)  # where it was saved, by the name that was asked for
+
+    @property
+    def kept(self) -> float:
+        """The held-out loss of the best step."""
+        return self.heldout[self.at.index(self.best)]
+
+    def prepared(self, base: GPT) -> GPT:
+        """A copy of the base with this run's method on it, as its training begins, or at its best step."""
+        run, model = self.settings, copy.deepcopy(base)
+        with _DRAWING:
+            torch.manual_seed(run.seed)
+            try:
+                METHODS[run.method].prepare(model, run.r, run.alpha, run.scaling, chosen(run.targets), run.start)
+            except ValueError as error:  # `lora.py` knows none of our errors
+                raise SettingError(str(error)) from None
+        with torch.no_grad():
+            for name, value in self.weights.items():
+                model.get_parameter(name).copy_(value)
+        return model
+
+    def row(self) -> dict[str, Any]:
+        """What the page shows of it; JSON has no infinity."""
+        each = -(-len(self.losses) // POINTS) or 1
+        parts = [self.losses[i : i + each] for i in range(0, len(self.losses), each)]
+        return dict(
+            asdict(self.settings),
+            number=self.number,
+            done=len(self.seconds),
+            heldout=[[at, _finite(loss)] for at, loss in zip(self.at, self.heldout)],
+            training=[[min((i + 1) * each, len(self.losses)), _finite(fmean(part))] for i, part in enumerate(parts)],
+            best=self.best,
+            kept=self.best and _finite(self.kept),
+            seconds=round(median(self.seconds), 3) if self.seconds else None,
+            ended=self.ended,
+            meant=self.meant,
+        )
 
 
-class Lab(widgets.VBox):
+class Lab(anywidget.AnyWidget):
     """The lab as a widget. `await lab.run()` is what the Train button does; `.trials` holds what has been tried.
 
     A new lab takes the place of the one before it: two would fight over the processor, and each holds a model.
+    `.settings` are the controls; `.says` the sentences beside the buttons, `.voices` the answers by run, to one prompt.
     """
 
+    _esm, _latest = bundle(), None
+    view = traitlets.Unicode("lab").tag(sync=True)
+    setup = traitlets.Dict().tag(sync=True)  # what there is to choose, and what it costs
+    settings = traitlets.Dict().tag(sync=True)
+    runs = traitlets.List().tag(sync=True)
+    voices = traitlets.Dict().tag(sync=True)
+    says = traitlets.Dict().tag(sync=True)
+    pace = traitlets.Dict().tag(sync=True)  # by task: the base's loss, seconds of a step and of a measurement
+
     def __init__(self, base: GPT | None = None, folder: str | Path = "adapters/mine", task: str = "records"):
-        self.trials, self._model, self._figure = [], None, None
-        self._job: asyncio.Task | None = None
-        self._lock = threading.RLock()  # held through a step, an answer, a save: none of them sees half of another
+        self.trials: list[Trial] = []
+        self._base, self._count, self._job, self._starting = None, 0, None, threading.Lock()
         if task not in PROMPTS:
             raise SettingError(f'there is no task called "{task}": choose {" or ".join(PROMPTS)}')
-        take_the_place_of_the_last("lab", self)
-        self._model = base or load_base().to(best_device())
-        self.controls, self.buttons = _controls(task), {}
-        for name, (act, tip) in {
-            "Train": (self.start, "train a fresh adapter with these settings"),
-            "Stop": (self.stop, "stop after the step that is running"),
-            "Reset": (self.reset, "forget all runs and take the adapter off"),
-            "Answer": (self.answer, "let the base and the adapter go on from the prompt"),
-            "Save": (self.save, "write the adapter to the folder"),
-        }.items():
-            self.buttons[name] = widgets.Button(description=name, tooltip=tip, layout=widgets.Layout(width="90px"))
-            self.buttons[name].on_click(lambda _, act=act: act())
-        self.buttons["Train"].button_style = "primary"
-        self.bar = widgets.IntProgress(0, 0, 1, description="steps", layout=widgets.Layout(width="420px"))
-        self.status, self.table, self.answers = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.image = widgets.Image(format="png", layout=dict(align_self="flex-start"))
-        wide = dict(layout=widgets.Layout(width="640px"))
-        self.prompt = widgets.Text(PROMPTS[task](), description="prompt", **wide)
-        self.folder = widgets.Text(str(folder), description="folder", **wide)
-        self.controls["task"].observe(self._new_task, names="value")
-        self.controls["method"].observe(self._new_method, names="value")
-        self._say("ready: choose the settings and press Train")
-        self._draw()
-        settings = widgets.GridBox(list(self.controls.values()), layout=dict(grid_template_columns="330px 330px"))
-        train = widgets.HBox([self.buttons[name] for name in ("Train", "Stop", "Reset")])
-        ask = widgets.HBox([self.prompt, self.buttons["Answer"]])
-        keep = widgets.HBox([self.folder, self.buttons["Save"]])
-        super().__init__([settings, train, self.bar, self.status, self.image, self.table, ask, self.answers, keep])
+        if Lab._latest and (last := Lab._latest()):
+            last.close()
+        Lab._latest = weakref.ref(self)
+        self._base = base or load_base().to(best_device())
+        super().__init__(
+            setup=setup(self._base, str(folder)) | dict(every=EVERY),
+            settings=dict(BEGIN, task=task),
+            voices=dict(prompt=PROMPTS[task](), task=task, of={}),
+            says=dict(train="ready: choose the settings and press Train"),
+        )
+        self.on_msg(self._hear)
 
     def __repr__(self) -> str:  # what a reader without a kernel sees in its place
         return "(the live lab: run this cell to use it)"
 
     @property
-    def model(self) -> GPT:
-        """The lab's own base, with the adapter of the latest run. Raises SettingError when the lab is closed."""
-        if self._model is None:
+    def base(self) -> GPT:
+        """The lab's own base, which no run touches. Raises SettingError when the lab is closed."""
+        if self._base is None:
             raise SettingError("a newer lab has taken the place of this one: use that, or run this cell again")
-        return self._model
+        return self._base
 
     @property
     def running(self) -> bool:
@@ -122,181 +156,236 @@ class Lab(widgets.VBox):
 
     def start(self) -> None:
         """Train in the background of the kernel; says so, and no more, when a run is under way."""
-        loop = asyncio.get_running_loop()
         if trial := self._new_trial():
-            self._job = loop.create_task(self._run(trial))
-            self._job.add_done_callback(lambda job: job.cancelled() or job.result())  # a defect shows its traceback
+            self._in_background(self._run(trial))
 
     async def run(self) -> None:
-        """One run with the settings as they are now; what a person can put right is said in the status line."""
+        """One run with the settings as they are now; what a person can put right is said beside the button."""
         if trial := self._new_trial():
             await self._run(trial)
 
     def stop(self) -> None:
         """Ask the run to end after the step that it is in."""
         if not self.running:
-            return self._say("nothing is training")
+            return self._say("train", "nothing is training")
         self.trials[-1].asked = True
 
-    def reset(self) -> None:
-        """Forget all runs; the base is as it was."""
-        self._stop_all()
-        with self._lock:
-            remove(self.model)
-            self.trials.clear()
-            self.bar.value, self.table.value, self.answers.value = 0, "", ""
-            self._say("ready: choose the settings and press Train")
-            self._draw()
+    def remove(self, run: int | None = None) -> None:
+        """Forget one run, or all of them; what still trains ends after its step."""
+        gone = [trial for trial in self.trials if self.base and run in (None, trial.number)]
+        for trial in gone:
+            trial.asked = True
+        self.trials = [trial for trial in self.trials if trial not in gone]
+        numbers = {str(trial.number) for trial in gone}
+        self.voices = self.voices | dict(of={who: v for who, v in self.voices["of"].items() if who not in numbers})
+        if not self.trials:
+            self.says = dict(train="ready: choose the settings and press Train")
+        self._show()
 
     def close(self) -> None:
-        """Stop, and let go of the model and of all widgets."""
-        self._stop_all()
-        self._model = None
-        close_parts(self)
-        super().close()
-
-    def _stop_all(self):
+        """Stop, and let go of the model."""
         for trial in self.trials:
             trial.asked = True
+        self._base = None
+        self.layout.close()
+        super().close()
+
+    def answer(self, run: int | None = None, prompt: str | None = None, task: str | None = None) -> None:
+        """The base and a run, the latest if none is named, go on from the prompt, with one seed."""
+        prompt, task = (self.voices["prompt"] if prompt is None else prompt).strip(), task or self.settings["task"]
+        if not prompt:
+            return self._say("ask", "the prompt is empty: type a few words")
+        if self.voices["prompt"] != prompt or self.voices["task"] != task:
+            self.voices = dict(prompt=prompt, task=task, of={})
+        trial = self._named(run)
+        self._hear_voice(trial, trial.prepared(self.base) if trial else None)
+        self._say("ask", _warning(trial) if trial else "this is the base: no run has an adapter yet")
+
+    def save(self, run: int | None = None, folder: str | None = None) -> None:
+        """Write a run's best step into the folder, or beside it when the folder holds another run's adapter."""
+        base, trial, asked = self.base, self._named(run), (self.setup["folder"] if folder is None else folder).strip()
+        if not asked:
+            return self._say("save", "name a folder for the adapter")
+        if not trial:
+            return self._say("save", "there is no adapter yet: train one first")
+        place = trial.folders.get(asked) or _free(asked)
+        try:
+            save_adapter(trial.prepared(base), place)
+            report = dict(completes=trial.settings.task == "records", join=JOIN)  # how `generate` has to ask
+            files.replace(user_path(place) / REPORT, lambda to: to.write_text(json.dumps(report) + "\n", "utf-8"))
+        except (CourseError, OSError) as error:
+            return self._say("save", str(error))
+        info, trial.folders[asked] = inspect_adapter(place), place
+        beside = "" if place == asked else f"{asked} is taken: "
+        size = f"{info.parameters:,} numbers, {info.bytes:,} bytes"
+        said = f"{beside}saved run {trial.number}, step {trial.best}, to {place} ({size}){_warning(trial, '. ')}"
+        self.says = self.says | dict(save=said, line=self._line(trial, place))
+
+    def _line(self, trial, place):
+        """What uses a saved adapter, typed where the course lies."""
+        full = user_path(place).resolve()
+        where = full.relative_to(ROOT).as_posix() if full.is_relative_to(ROOT) else str(full)
+        likeliest = " --temperature 0" if trial.settings.task == "records" else ""
+        own = self.voices["task"] == trial.settings.task
+        prompt = shlex.quote(self.voices["prompt"] if own else PROMPTS[trial.settings.task]())
+        return f"python -m llm generate {prompt} --adapter {shlex.quote(where)}{likeliest}"
+
+    def _hear(self, _widget, said, _buffers):
+        """A message of the page: what to do, with the controls as they stand when it trains."""
+        given = {name: value for name, value in said.items() if name != "do"}
+        if said["do"] in ("train", "estimate"):
+            self.settings, given = given, {}
+        acts = dict(train=self.start, estimate=self.estimate, stop=self.stop)
+        acts |= dict(remove=self.remove, ask=self.answer, save=self.save)
+        acts[said["do"]](**given)
+
+    def estimate(self) -> None:
+        """Measure the base and a step, unless that is done: the page asks for it when the lab comes into sight."""
+        if not self.running and self.settings["task"] not in self.pace:
+            self._in_background(self._estimate(Trial(0, self._recipe())))
+
+    async def _estimate(self, trial):
+        try:
+            await self._measured(trial)
+        except CourseError as error:
+            self._say("train", str(error))
+
+    def _in_background(self, work):
+        self._job = asyncio.get_running_loop().create_task(work)
+        self._job.add_done_callback(lambda job: job.cancelled() or job.result())  # a defect shows its traceback
+
+    def _named(self, run):
+        """The run of that number, or the latest, among those that have an adapter."""
+        return next((t for t in reversed(self.trials) if t.weights and run in (None, t.number)), None)
+
+    def _recipe(self):
+        return Recipe(**{name: self.settings[name] for name in (*BEGIN, "task")})
 
     def _new_trial(self):
-        with self._lock:
-            if self.model and self.running:
-                return self._say("a run is under way: stop it first, or wait for its end")
-            self.trials.append(Trial(Recipe(**{name: control.value for name, control in self.controls.items()})))
-            self._say("reading the text and measuring the base")
-            return self.trials[-1]
+        with self._starting:
+            if self.base and self.running:
+                return self._say("train", "a run is under way: stop it first, or wait for its end")
+            self._count += 1
+            self.trials.append(Trial(self._count, self._recipe()))
+        self._say("train", "reading the text and measuring the base")
+        self._show()
+        return self.trials[-1]
 
     async def _run(self, trial):
         end = "stopped"  # by a Stop, a Reset, a newer lab, or a kernel that is shut down
         try:
-            end = await self._train(trial, self.model)
+            end = await self._train(trial)
         except CourseError as error:
             end = "failed"
-            self._say(str(error))
+            self._say("train", str(error))
         except KeyboardInterrupt:
             end = "interrupted"
-            self._say("interrupted: the adapter is that of the last whole step")
+            self._say("train", f"interrupted{_kept(trial)}")
         except Exception as error:
             end = "failed"
-            self._say(f"the run broke off with a {type(error).__name__}: {error}")
+            self._say("train", f"the run broke off with a {type(error).__name__}: {error}")
             raise
         finally:
             trial.ended = end
-            if trial in self.trials:  # else it was reset meanwhile
-                self._draw()
+            self._show()
 
-    async def _train(self, trial, model):
-        run = trial.settings
+    async def _measured(self, trial):
+        """The task of a run, whose base is measured once, with the seconds that this and one step take."""
+        run, base = trial.settings, self.base
         await asyncio.sleep(GIVE_WAY)
-        if trial.asked:  # the text may take a while
-            return self._conclude(trial)
         task = _task(run.task)
-        with self._lock:
-            if trial.asked:
-                return self._conclude(trial)
-            torch.manual_seed(run.seed)
-            try:
-                method, targets = METHODS[run.method], targets_of(run.targets)
-                method.prepare(remove(model), run.r, run.alpha, run.scaling, targets, start=run.start)
-            except ValueError as error:  # `lora.py` knows none of our errors
-                raise SettingError(str(error)) from None
-            self.bar.max, self.bar.value = run.steps, 0
-            self._measure(trial, 0, task.heldout)  # each of them starts at the base
+        if run.task not in self.pace and not trial.asked:
+            began = time.perf_counter()
+            loss, measured = evaluate(base, task.heldout), time.perf_counter() - began
+            await asyncio.sleep(GIVE_WAY)
+            [step] = train(trial.prepared(base), task.batches(run.seed), steps=1, lr=0.0)
+            self.pace = self.pace | {run.task: dict(base=loss, step=step.seconds, measure=measured)}
+            await asyncio.sleep(GIVE_WAY)
+        return task
+
+    async def _train(self, trial):
+        run, base, method = trial.settings, self.base, METHODS[trial.settings.method]
+        task = await self._measured(trial)  # the text may take a while
+        if trial.asked:
+            return self._conclude(trial)
+        model = trial.prepared(base)
+        trial.at.append(0), trial.heldout.append(self.pace[run.task]["base"])  # each of them starts at the base
         with closing(train(model, task.batches(run.seed), steps=run.steps, lr=method.rates(run.lr))) as training:
-            while True:
-                with self._lock:  # once asked to end, the model may be another run's
-                    if trial.asked or not (step := next(training, None)):
-                        break
-                    self._note(trial, step)
+            while not trial.asked and (step := next(training, None)):
+                self._note(trial, step)
                 await asyncio.sleep(GIVE_WAY)
                 if len(trial.seconds) % EVERY == 0 and not trial.asked:
-                    self._measure(trial, len(trial.seconds), task.heldout)
+                    self._measure(trial, model, task.heldout)
                     await asyncio.sleep(GIVE_WAY)
+        if trial.seconds and trial.at[-1] != len(trial.seconds) and self._holds(trial):
+            self._say("train", f"{'stopped' if trial.asked else 'done'} after {len(trial.seconds)} steps")  # at once
+            await asyncio.sleep(GIVE_WAY)
+            self._measure(trial, model, task.heldout)
         return self._conclude(trial)
 
     def _conclude(self, trial):
         end, steps = "stopped" if trial.asked else "done", len(trial.seconds)
-        if trial not in self.trials or self._model is None:  # reset or closed meanwhile
-            return end
-        self._say(f"{end} after {steps} steps" if steps else "stopped before the first step")  # at once: to measure
-        if steps:  # takes another moment
-            if trial.at[-1] != steps:
-                self._measure(trial, steps, _task(trial.settings.task).heldout)
-            self._say(f"{end} after {steps} steps: {_meaning(trial)}")
-            self.answer()
+        if self._holds(trial):
+            said = f"{end} after {steps} steps: {_meaning(trial)}" if steps else "stopped before the first step"
+            self._say("train", f"{said}{_kept(trial)}")
         return end
 
     def _note(self, trial, step):
         trial.losses.append(step.loss), trial.seconds.append(step.seconds)
-        self.bar.value = done = step.index + 1
-        a_step = median(trial.seconds)
-        left = f"{(trial.settings.steps - done) * a_step:.0f} s left"
-        self._say(f"step {done}: training loss {step.loss:.2f}, {step.tokens / a_step:,.0f} tokens a second, {left}")
+        a_step, now = median(trial.seconds), self.pace[trial.settings.task]
+        self.pace = self.pace | {trial.settings.task: now | dict(step=a_step)}
+        left = trial.settings.steps - len(trial.seconds)
+        left = left * a_step + math.ceil(left / EVERY) * now["measure"]
+        speed = f"{step.tokens / a_step:,.0f} tokens per second, about {_duration(left)} left"
+        if self._holds(trial):
+            self._say("train", f"step {step.index + 1}: training loss {step.loss:.2f}, {speed}")
+            self._show()
 
-    def _measure(self, trial, step, heldout):
-        with self._lock:
-            loss = evaluate(self.model, heldout)
-            trial.at.append(step), trial.heldout.append(loss)  # both or, after an interrupt, none
-        self._draw()
+    def _measure(self, trial, model, heldout):
+        began = time.perf_counter()
+        loss, step = evaluate(model, heldout), len(trial.seconds)
+        trial.at.append(step), trial.heldout.append(loss)  # both or, after an interrupt, none
+        if trial.best is None or loss < trial.kept:
+            trained = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+            trial.best, trial.weights = step, trained
+            if self._holds(trial) and self.voices["task"] == trial.settings.task:
+                self._hear_voice(trial, model)
+        name, now = trial.settings.task, self.pace[trial.settings.task]
+        self.pace = self.pace | {name: now | dict(measure=time.perf_counter() - began)}
+        self._show()
 
-    def answer(self) -> None:
-        """The base and the adapter go on from the prompt, with one seed."""
-        task, prompt = self.controls["task"].value, self.prompt.value.strip()
-        if not prompt:
-            return self._say("the prompt is empty: type a few words")
-        with self._lock:
-            with disabled(self.model):
-                parts = {"base": respond(self.model, task, prompt)}
-            if method_of(self.model):
-                parts["with the adapter"] = respond(self.model, task, prompt)
-        self.answers.value = "".join(f"<b>{who}</b><pre>{html.escape(text)}</pre>" for who, text in parts.items())
+    def _hear_voice(self, trial, model):
+        """What the base and a run at its best step answer to the prompt; the base is heard once."""
+        task, prompt, of = self.voices["task"], self.voices["prompt"], dict(self.voices["of"])
+        if "base" not in of:
+            of["base"] = dict(text=respond(self.base, task, prompt))
+        if trial:
+            of[str(trial.number)] = dict(step=trial.best, text=respond(model, task, prompt))
+        if self.voices["prompt"] == prompt and self.voices["task"] == task:  # else it has changed meanwhile
+            self.voices = self.voices | dict(of=self.voices["of"] | of)
 
-    def save(self) -> None:
-        """Write the adapter as it is now, between two steps if need be."""
-        model, folder = self.model, self.folder.value.strip()
-        if not folder:
-            return self._say("name a folder for the adapter")
-        try:
-            with self._lock:
-                save_adapter(model, folder)
-        except (CourseError, OSError) as error:
-            return self._say(str(error))
-        info = inspect_adapter(folder)
-        self._say(f"saved to {folder}: {info.parameters:,} parameters in {info.bytes:,} bytes")
+    def _holds(self, trial):
+        """Whether the run has been neither removed nor left behind by a lab that is closed."""
+        return trial in self.trials and self._base is not None
 
-    def _new_task(self, change):
-        if self.prompt.value == PROMPTS[change["old"]]():  # not one that the learner typed
-            self.prompt.value = PROMPTS[change["new"]]()
+    def _say(self, where, text):
+        if self._base is not None:
+            self.says = self.says | {where: text}
 
-    def _new_method(self, change):
-        for name in self.controls.keys() & set(OPTIONS):
-            self.controls[name].disabled = name not in METHODS[change["new"]].heeds
-
-    def _say(self, text):
-        self.status.value = live(text)
-
-    def _draw(self):
-        with canvas.DRAWING:
-            self._figure = trials([(t.at, t.heldout) for t in self.trials if t.at], self._figure)
-            self.image.value, self.table.value = canvas.png(self._figure), _table(self.trials)
+    def _show(self):
+        if self._base is not None:
+            self.runs = [trial.row() for trial in self.trials]
 
 
-def _controls(task):
-    def pick(label, options, value):
-        return widgets.Dropdown(options=options, value=value, description=label)
+_DRAWING = threading.Lock()  # a seed and what is drawn from it: no other thread between the two
 
-    return {
-        "task": pick("task", list(PROMPTS), task),
-        "method": pick("method", list(LIVE), Recipe.method),
-        "r": pick("rank r", RANKS, Recipe.r),
-        "alpha": widgets.BoundedFloatText(Recipe.alpha, min=0.0, max=256.0, description="alpha"),
-        "scaling": pick("scale", list(SCALING), Recipe.scaling),
-        "start": pick("A's start", list(START), Recipe.start),
-        "targets": pick("targets", list(TARGETS), Recipe.targets),
-        "lr": pick("rate", [(f"{rate:g}", rate) for rate in RATES], Recipe.lr),
-        "steps": widgets.BoundedIntText(40, min=1, max=2000, description="steps"),
-    }
+
+def _duration(seconds):
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _finite(value):
+    return round(value, 4) if math.isfinite(value) else None
 
 
 def _meaning(trial):
@@ -308,15 +397,17 @@ def _meaning(trial):
     return f"{found.sentence}; {found.try_next}"
 
 
-def _table(trials):
-    def row(cells, tag="td"):
-        style = "padding: 0 5px" + "; white-space: nowrap" * (tag == "td")
-        return "<tr>" + "".join(f'<{tag} style="{style}">{cell}</{tag}>' for cell in cells) + "</tr>"
+def _kept(trial):
+    return f"; kept: step {trial.best} ({trial.kept:.2f})" if trial.best else ""
 
-    shown = ("task", "method", "r", "alpha", "scaling", "start", "targets", "lr", "steps")
-    rows = [row(("run", *shown, "base", "held-out", "s a step", "end", "curve"), "th")]
-    for i, t in enumerate(trials, 1):
-        measured = (f"{y:.2f}" for y in (t.heldout[0], t.heldout[-1])) if t.heldout else ("", "")
-        a_step = f"{median(t.seconds):.2f}" if t.seconds else ""
-        rows.append(row((i, *(getattr(t.settings, name) for name in shown), *measured, a_step, t.ended, t.meant)))
-    return f"<table>{''.join(rows)}</table>" if trials else ""
+
+def _warning(trial, before=""):
+    """That a run is worse than the base; nothing of one that is better."""
+    worse = f"run {trial.number} is worse than the base, with {trial.kept:.2f} against {trial.heldout[0]:.2f}"
+    return before + worse if not trial.kept < trial.heldout[0] else ""
+
+
+def _free(folder):
+    """The folder, or the first of folder-2, folder-3 ... that is not there yet."""
+    names = (folder if n == 1 else f"{folder}-{n}" for n in range(1, 10**6))
+    return next(name for name in names if not (user_path(name) / "adapter_config.json").exists())

@@ -67,6 +67,27 @@ export function check({ label, value = false }) {
   return control;
 }
 
+/** A number in a field, kept between `min` and `max`; what is no number counts as the last one that was. */
+export function number({ label, min, max, whole = false, value = min }) {
+  const input = html("input", { type: "number", min, max, step: whole ? 1 : "any", "aria-label": label });
+  let last = value;
+  const control = {
+    node: html("label", {}, label, input),
+    onmove() {},
+    get value() { return last; },
+    set value(to) { input.value = last = to; },
+    set disabled(is) { input.disabled = is; },
+  };
+  const read = () => {
+    const typed = input.valueAsNumber;
+    if (Number.isFinite(typed)) last = Math.max(min, Math.min(max, whole ? Math.round(typed) : typed));
+  };
+  input.addEventListener("input", () => { read(); control.onmove(); });
+  input.addEventListener("change", () => { input.value = last; }); // what counts is what is seen
+  control.value = value;
+  return control;
+}
+
 /** A line of text; its value is what stood in it when it was last left, or Enter pressed. */
 export function text({ label, value = "", wide = 240 }) {
   const input = html("input", { type: "text", "aria-label": label, spellcheck: "false", style: `width: min(${wide}px, 75cqw)` });

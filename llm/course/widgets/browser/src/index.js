@@ -2,6 +2,7 @@
 // (anywidget), which ask one. `mount` brings those instruments to life whose output is in the page and still asleep.
 import { delta } from "./delta.js";
 import { footprint } from "./footprint.js";
+import { lab } from "./lab.js";
 import { layer } from "./layer.js";
 import { predict } from "./predict.js";
 import { rank } from "./rank.js";
@@ -12,7 +13,7 @@ import { settings } from "./settings.js";
 import { targets } from "./targets.js";
 import { voices } from "./voices.js";
 
-const INSTRUMENTS = { delta, footprint, layer, rank, rates, rounding, savings, settings, targets }, VIEWS = { predict, voices };
+const INSTRUMENTS = { delta, footprint, layer, rank, rates, rounding, savings, settings, targets }, VIEWS = { lab, predict, voices };
 
 function mount() {
   for (const data of document.querySelectorAll("script.llm-data:not([data-alive])")) {
