@@ -119,6 +119,17 @@ def test_every_run_starts_from_the_base(lab):
     assert first.heldout == second.heldout and first.losses == second.losses
 
 
+def test_a_run_answers_the_prompt_of_its_own_task_or_the_one_that_was_typed(lab):
+    async def two():
+        await trained(lab, task="shakespeare")
+        assert lab.voices["prompt"] == choices.PROMPTS["shakespeare"]() and set(tokens(lab)) == {"base", "1"}
+        click(lab, "train", prompt=" Of mice ")
+        await until(lambda: not lab.running and lab._job.done())
+
+    asyncio.run(two())
+    assert lab.voices["prompt"] == "Of mice" and set(tokens(lab)) == {"base", "2"}
+
+
 def test_the_best_step_is_kept_and_is_what_answers_and_is_saved(lab, tmp_path, monkeypatch):
     losses = iter([5.0, 4.0, 6.0, 7.0])  # the base, then the steps 5, 10 and 11
     monkeypatch.setattr(labs, "evaluate", lambda *args: next(losses))

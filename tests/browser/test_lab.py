@@ -196,7 +196,8 @@ def test_a_ready_setting_sets_all_controls_and_says_what_to_look_for(open_lab, s
         )
         sent(shown)
         shown.root.get_by_role("button", name="Train").click()
-        assert sent(shown) == [dict(do="train", task="shakespeare") | BEGIN | ready["change"]]
+        typed = dict(task="shakespeare", prompt=state["setup"]["prompts"]["shakespeare"])
+        assert sent(shown) == [dict(do="train") | typed | BEGIN | ready["change"]]
         settings = BEGIN | ready["change"]
         fixed, each = state["setup"]["costs"][settings["method"]][settings["targets"]]
         cost = shown.root.locator(".cost").inner_text()

@@ -192,11 +192,9 @@ class Lab(anywidget.AnyWidget):
 
     def answer(self, run: int | None = None, prompt: str | None = None, task: str | None = None) -> None:
         """The base and a run, the latest if none is named, go on from the prompt, with one seed."""
-        prompt, task = (self.voices["prompt"] if prompt is None else prompt).strip(), task or self.settings["task"]
-        if not prompt:
+        if prompt is not None and not prompt.strip():
             return self._say("ask", "the prompt is empty: type a few words")
-        if self.voices["prompt"] != prompt or self.voices["task"] != task:
-            self.voices = dict(prompt=prompt, task=task, of={})
+        self._asked(task or self.settings["task"], prompt)
         trial = self._named(run)
         self._hear_voice(trial, trial.prepared(self.base) if trial else None)
         self._say("ask", _warning(trial) if trial else "this is the base: no run has an adapter yet")
@@ -234,7 +232,10 @@ class Lab(anywidget.AnyWidget):
         """A message of the page: what to do, with the controls as they stand when it trains."""
         given = {name: value for name, value in said.items() if name != "do"}
         if said["do"] in ("train", "estimate"):
+            prompt = given.pop("prompt", "")
             self.settings, given = given, {}
+            if said["do"] == "train":
+                self._asked(self.settings["task"], prompt)
         acts = dict(train=self.start, estimate=self.estimate, stop=self.stop)
         acts |= dict(remove=self.remove, ask=self.answer, save=self.save)
         acts[said["do"]](**given)
@@ -265,6 +266,7 @@ class Lab(anywidget.AnyWidget):
         with self._starting:
             if self.base and self.running:
                 return self._say("train", "a run is under way: stop it first, or wait for its end")
+            self._asked(self.settings["task"])
             self._count += 1
             self.trials.append(Trial(self._count, self._recipe()))
         self._say("train", "reading the text and measuring the base")
@@ -353,6 +355,13 @@ class Lab(anywidget.AnyWidget):
         name, now = trial.settings.task, self.pace[trial.settings.task]
         self.pace = self.pace | {name: now | dict(measure=time.perf_counter() - began)}
         self._show()
+
+    def _asked(self, task, prompt=None):
+        """From now on this is the prompt; another one is heard anew. A task has one of its own."""
+        own = self.voices["prompt"] if self.voices["task"] == task else PROMPTS[task]()
+        prompt = (prompt or "").strip() or own
+        if (self.voices["prompt"], self.voices["task"]) != (prompt, task):
+            self.voices = dict(prompt=prompt, task=task, of={})
 
     def _hear_voice(self, trial, model):
         """What the base and a run at its best step answer to the prompt; the base is heard once."""

@@ -65,7 +65,7 @@ export function lab({ model, el }) {
   const send = (what, more = {}) => model.send({ do: what, ...more });
   const button = (words, act, more = {}) => html("button", { type: "button", onclick: act, ...more }, words);
 
-  const train = button("Train", () => send("train", settings()), { class: "first", title: "train a fresh adapter with these settings" });
+  const train = button("Train", () => send("train", { ...settings(), prompt: typed.value }), { class: "first", title: "train a fresh adapter with these settings" });
   const stop = button("Stop", () => send("stop"), { title: "stop after the step that is running" });
   const reset = button("Reset", () => send("remove"), { title: "forget all runs" });
   const bar = html("progress", { value: 0, max: 1, "aria-label": "steps done" });
@@ -146,11 +146,9 @@ export function lab({ model, el }) {
     listen(run);
     draw();
   }
-  function listen(run) { // a run that is chosen answers, once to a prompt
-    const { of: spoken, prompt: to, task } = model.get("voices"), key = `${run?.number} ${run?.best} ${to}`;
-    if (!run || run.best === null || running() || task !== run.task || spoken[run.number] || asked.has(key)) return;
-    asked.add(key);
-    send("ask", { run: run.number, prompt: typed.value, task: run.task });
+  function listen(run) { // a run that is chosen answers, unless it has
+    const { of: spoken, prompt: to, task } = model.get("voices"), has = task === run?.task && to === typed.value.trim() && spoken[run.number];
+    if (run && run.best !== null && !running() && !has) send("ask", { run: run.number, prompt: typed.value, task: run.task });
   }
 
   // what the settings cost, before anything trains
