@@ -8,7 +8,7 @@ function made(node, attributes, children) {
     else if (value !== false && value !== null && value !== undefined) node.setAttribute(key, value);
   }
   // JupyterLab's shortcuts look at the focused node first: "d d" would delete the cell, the arrows would leave it
-  if (FOCUSED.includes(node.localName)) node.setAttribute("data-lm-suppress-shortcuts", "true");
+  if (FOCUSED.includes(node.localName) || "tabindex" in attributes) node.setAttribute("data-lm-suppress-shortcuts", "true");
   node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;
 }
