@@ -206,7 +206,7 @@ export function lab({ model, el }) {
     const rules = training || base === null ? [] : [{ y: base, label: `base ${nats(base)}`, color: colors.base }];
     if (!training && target && base !== null) rules.push({ y: target.loss, label: `full ${nats(target.loss)}`, color: colors.full });
     legend.textContent = training ? "means of neighboring steps, on what is trained on: another scale" : `the larger dot is kept${target && base !== null ? `; full: a full fine-tune after ${target.steps} steps` : ""}`;
-    picture.draw({ lines, dots, rules, x: { domain: [0, far] }, y: { domain, format: (v) => (first === null ? "" : nats(v)), label: `${view.value} loss, nats per token` } });
+    picture.draw({ lines, dots, rules, x: { domain: [0, far] }, y: { domain, format: (v) => (first === null ? "" : v.toFixed(2)), label: `${view.value} loss, nats per token` } });
     table();
     speak();
   }
