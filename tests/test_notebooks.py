@@ -37,8 +37,8 @@ def shown(cell):
 
 
 def prose(source):
-    """The words of a markdown cell that are read: no code block, no formula, no table, no fold's tags."""
-    source = re.sub(r"```.*?```|\$\$.*?\$\$|<[^>]*>", " ", source, flags=re.S)
+    """The words of a markdown cell that are read: no code block, no table, no fold's tags."""
+    source = re.sub(r"```.*?```|<[^>]*>", " ", source, flags=re.S)
     source = "\n".join(line for line in source.splitlines() if not line.startswith(("|", "    ")))
     return [word for word in source.split() if re.search(r"\w", word)]
 
@@ -87,6 +87,11 @@ def test_no_cell_ends_in_a_semicolon(path):
 def test_markdown_cells_have_110_words_at_most(path):
     for cell in cells(path, "markdown"):
         assert len(prose(cell.source)) <= 110, cell.source[:80]
+
+
+def test_no_formula_is_in_tex(path):
+    """Pages of the site would have to fetch what draws it."""
+    assert not any(re.search(r"\$[^$\n]+\$", cell.source) for cell in cells(path, "markdown"))
 
 
 def test_it_takes_an_hour_at_most_fifty_code_cells_and_two_thousand_words(path):
