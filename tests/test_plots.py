@@ -1,20 +1,16 @@
 """What pictures are made with: where labels stand, and a figure that is drawn into again."""
 
-import io
 import random
 from itertools import pairwise
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from llm.course import figures
 from llm.course.audit import AuditRow
 from llm.course.comparison import order
-from llm.course.figures.canvas import emptied, png, spread
+from llm.course.figures.canvas import spread
 from llm.course.figures.palette import COLOURS
 from llm.course.four_bits import four_bit, rounded, survival
 from llm.course.movements import Moved
@@ -45,18 +41,6 @@ def test_no_label_stands_below_the_axis():
     assert spread([1.0, 9.0], 2, low=0) == [1.0, 9.0]
 
 
-def test_a_figure_drawn_into_again_shows_what_a_new_one_would():
-    def draw(figure, y):
-        figure, [axes], new = emptied(figure, 3, 2, left=0.2)
-        assert new == (not axes.get_ylabel())
-        axes.set_ylim(0, 4), axes.set_ylabel("stands")
-        axes.plot(y, color="black", animated=True)
-        return figure
-
-    used = draw(draw(None, [3, 1]), [1, 2])
-    assert png(used) == png(draw(None, [1, 2])) != png(draw(None, [3, 1]))
-
-
 def swept(task, method, losses, numbers=100, right=0.5, seeds=(0,)):
     """Rows of one method: rate -> loss, each with these seeds, a seed a hundredth above the one before."""
     said = dict(task=task, method=method, trainable=numbers, right=right, before=5.0)
@@ -73,41 +57,6 @@ SWEPT = [
         *swept(task, "full", {1e-4: 4.6, 1e-3: 4.2, 1e-2: 9.0}, 13_665_280, 0.8),
     )
 ]
-
-
-MOVING = {
-    "trials": [(figures.trials, found) for found in ([], [([0], [5.0])], [([0, 5], [5.0, 4.0]), ([0], [5.0])])],
-}
-
-
-@pytest.mark.parametrize("name", MOVING)
-def test_a_picture_that_moves_is_the_one_that_a_new_figure_would_show(name):
-    used = None
-    for draw, found in MOVING[name] + MOVING[name][::-1]:
-        used = draw(found, used)
-        assert png(used) == png(draw(found))
-
-
-@pytest.mark.parametrize("name", MOVING)
-def test_what_moves_over_what_stands_gives_the_pixels_of_one_drawing_of_all(name):
-    used = None
-    for draw, found in MOVING[name]:
-        used = draw(found, used)
-        shown = plt.imread(io.BytesIO(png(used)))
-        whole = draw(found)
-        for artist in whole.findobj():
-            artist.set_animated(False)
-        canvas = FigureCanvasAgg(whole)
-        canvas.draw()
-        assert np.array_equal((255 * shown).round(), np.asarray(canvas.buffer_rgba()))
-
-
-@pytest.mark.parametrize("name", MOVING)
-def test_a_picture_that_moves_keeps_its_axes_which_take_longest_to_make(name):
-    (draw, first), *_, (_, last) = MOVING[name]
-    figure = draw(first)
-    axes = list(figure.axes)
-    assert draw(last, figure) is figure and all(a is b for a, b in zip(axes, figure.axes, strict=True))
 
 
 def test_the_audit_draws_all_numbers_in_grey_and_what_trains_in_its_colour():

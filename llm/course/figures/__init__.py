@@ -6,10 +6,10 @@
 """
 
 from llm.course.figures.bars import side_by_side, stacked
-from llm.course.figures.canvas import DRAWING, label_end, new_axes, png, spread
+from llm.course.figures.canvas import label_end, new_axes, spread
 from llm.course.figures.compared_methods import compared, largest_parts, lengths_and_turns, order, rates, sizes_by_rank
 from llm.course.figures.disk_space import footprint
-from llm.course.figures.losses import loss_curves, score_bars, training_log, trials
+from llm.course.figures.losses import loss_curves, score_bars, training_log
 from llm.course.figures.low_rank_parts import layer, rank_strip
 from llm.course.figures.palette import COLOURS, NAMES
 from llm.course.figures.results import (

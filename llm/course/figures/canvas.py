@@ -1,24 +1,16 @@
-"""What every figure stands on: sizes, style, labels that do not touch, and a PNG. Knows no numbers."""
+"""What every figure stands on: sizes, style, and labels that do not touch. Knows no numbers."""
 
-import io
-import threading
 from math import inf
 from statistics import fmean
 
 import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch
 
 from llm.course.figures.palette import COLOURS
 
-# matplotlib knows one thread only, and JupyterLab calls widgets back on several (kernel subshells, since ipykernel 7)
-DRAWING = threading.RLock()
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -111,60 +103,6 @@ def new_axes(
         figure = plt.figure(FigureClass=Picture, figsize=(width, height))
         plt.close(figure)  # pyplot would show every open figure a second time at the end of the cell
         return figure, list(figure.subplots(rows, columns, squeeze=False, **share).flat)
-
-
-def emptied(
-    figure: Figure | None, width: float, height: float, rows: int = 1, columns: int = 1, **margins
-) -> tuple[Figure, list[Axes], bool]:
-    """What a picture that moves begins with: `figure` without what is `animated` in it, or a new one; its axes; whether
-    it is new, and what stands has still to be drawn.
-
-    The axes stay: to make them takes as long as all the rest, and the old ones are garbage whose collection is felt.
-    margins: where they stand, as `GridSpec` takes it; to find that at every move takes half of the time, and would make
-    the picture jump.
-    """
-    if figure is None:
-        figure, all_axes = new_axes(width, height, rows, columns, gridspec_kw=margins)
-        figure.set_layout_engine("none")
-        for axes in all_axes:
-            for artist in (axes.title, *axes.spines.values()):  # a frame lies over images
-                artist.set_animated(True)
-        return figure, all_axes, True
-    for axes in figure.axes:
-        for artist in (*axes.lines, *axes.collections, *axes.images, *axes.patches, *axes.texts):
-            if artist.get_animated():
-                artist.remove()
-    return figure, figure.axes, False
-
-
-class Pixels(FigureCanvasAgg):
-    """A figure's pixels: what stands is drawn when it or its axes' limits change, and what is `animated` each time."""
-
-    _drawn = None
-
-    def redraw(self) -> None:
-        standing, moving = [], []
-        for axes in self.figure.axes:
-            hidden = () if axes.axison else axes.spines.values()
-            artists = [artist for artist in sorted(axes.get_children(), key=Artist.get_zorder) if artist not in hidden]
-            moving += [artist for artist in artists if artist.get_animated()]
-            standing += [artist for artist in artists if not artist.get_animated()] + axes.viewLim.extents.tolist()
-        if standing != self._drawn:
-            self.draw()
-            self._drawn, self._pixels = standing, self.copy_from_bbox(self.figure.bbox)
-        self.restore_region(self._pixels)
-        for artist in moving:
-            artist.axes.draw_artist(artist)
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG, of which what stands is drawn once: `savefig` would even lay it out twice."""
-    pixels = figure.canvas if isinstance(figure.canvas, Pixels) else Pixels(figure)
-    pixels.redraw()
-    buffer = io.BytesIO()
-    # Pillow's own level takes 30 ms longer for a picture full of noise, to save 3% of its bytes
-    imsave(buffer, np.asarray(pixels.buffer_rgba()), format="png", pil_kwargs={"compress_level": 1})
-    return buffer.getvalue()
 
 
 def note(axes: Axes, text: str, at: tuple, points: tuple[float, float], color: str, **style) -> None:

@@ -1,8 +1,8 @@
-"""Training runs as figures: losses over steps, arms side by side, the lab's trials."""
+"""Training runs as figures: losses over steps, arms side by side."""
 
 from matplotlib.figure import Figure
 
-from llm.course.figures.canvas import axes_gap, emptied, label_end, new_axes, note, spread
+from llm.course.figures.canvas import axes_gap, label_end, new_axes, note, spread
 from llm.course.figures.palette import COLOURS, NAMES, task_name
 
 
@@ -55,24 +55,4 @@ def training_log(rows: list[dict], registers: list[str]) -> Figure:
         label_end(axes, tokens[-1], end, f"{register} {rows[-1][register]:.2f}", color)
     axes.set(xlabel="tokens read, millions", ylabel="held-out loss, nats per token")
     axes.set_ylim(bottom=0)
-    return figure
-
-
-def trials(found: list[tuple[list[int], list[float]]], figure: Figure | None = None) -> Figure:
-    """Held-out loss over steps of several runs, numbered from 1, the latest in full color; draws into `figure` if given.
-
-    found: (steps, losses) of each run, from step 0, which is the base.
-    """
-    figure, [axes], _ = emptied(figure, 7.0, 3.2, left=0.09, right=0.92, top=0.95, bottom=0.17)
-    axes.relim(), axes.autoscale()  # forget how far the last ones reached
-    ends = spread([y[-1] for _, y in found], axes_gap([y for _, y in found], found[0][1][0]) if found else 0)
-    for number, ((x, y), end) in enumerate(zip(found, ends), 1):
-        alpha = 1.0 if number == len(found) else 0.35
-        axes.plot(x, y, color=COLOURS["lora"], marker="o", ms=3, alpha=alpha, animated=True, label=f"run {number}")
-        label_end(axes, x[-1], end, f"run {number}", "lora", animated=True)
-    if not found:
-        axes.set_ylim(0, 1)
-        note(axes, "no run yet", (0.5, 0.5), (0, 0), "base", xycoords="axes fraction", ha="center", animated=True)
-    axes.set_xlabel("training steps"), axes.set_ylabel("held-out loss, nats per token")
-    axes.set_xlim(0, max([10, *(x[-1] for x, _ in found)]))
     return figure

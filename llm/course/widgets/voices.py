@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import traitlets
 from llm.adapters import load_adapter
 from llm.course.tasks import respond
 from llm.course.widgets.explorer import bundle
-from llm.course.widgets.old_explorer import close_parts, take_the_place_of_the_last
 from llm.errors import AdapterError
 from llm.lora import remove_lora
 from llm.model import GPT
@@ -26,7 +26,7 @@ class Voices(anywidget.AnyWidget):
 
     BASE = "no adapter"
 
-    _esm = bundle()
+    _esm, _latest = bundle(), None
     view = traitlets.Unicode("voices").tag(sync=True)
     names = traitlets.List().tag(sync=True)
     adapter = traitlets.Unicode(BASE).tag(sync=True)
@@ -36,16 +36,18 @@ class Voices(anywidget.AnyWidget):
     )  # to which adapter and prompt, what it says of them, and all that was heard
 
     def __init__(self, model: GPT, folders: dict[str, Path], prompt: str):
-        take_the_place_of_the_last("voices", self)
+        if Voices._latest and (last := Voices._latest()):  # its cell has run again, and each holds a model
+            last.close()
+        Voices._latest = weakref.ref(self)
         self._model, self._folders, self._heard, self._lock = model, folders, {}, threading.RLock()
         super().__init__(names=[self.BASE, *folders], prompt=prompt)
         self.hear()
         self.observe(self.hear, names=["adapter", "prompt"])
 
     def close(self) -> None:
-        """Let go of the model and of the widget's parts."""
+        """Let go of the model, and of the widget with its layout."""
         self._model = None
-        close_parts(self)
+        self.layout.close()
         super().close()
 
     def hear(self, _change: Any = None) -> None:
