@@ -93,11 +93,14 @@ def test_a_visitor_trains_takes_apart_mixes_and_carries_away(visit, site, times,
     mine, base, norm = map(int, found.groups())
     assert mine >= 95 and base == 0 and norm <= 5
     progress = tab.locator("#progress").inner_text()
-    assert progress.startswith("40 steps in") and "65,536 numbers trained, 209 times fewer" in progress
+    assert progress.startswith("40 steps in") and "65,536 numbers trained, 208.5 times fewer" in progress
     times("page: 40 steps of rank 8 with the control", 1000 * float(re.search(r"in ([\d.]+) s", progress)[1]))
     asked = tab.get_by_role("textbox", name="sentence").input_value()
     answer = json.loads(tab.locator("#after").inner_text())
     assert list(answer) == ["destination", "item", "day", "origin"] and f'"{answer["item"]}"' in asked
+    assert tab.locator("#before-is").inner_text() == "✗ wrong"
+    exact = tab.locator("#after").inner_text() == tab.locator("#wanted").inner_text()
+    assert tab.locator("#after-is").inner_text() == ("✓ right" if exact else "✗ wrong")
 
     SHOTS.mkdir(parents=True, exist_ok=True)
     tab.locator("section").first.screenshot(path=SHOTS / "page.png")  # README's
@@ -166,9 +169,16 @@ def test_rank_1_learns_too_and_a_run_can_be_stopped(visit, times):
     assert int(score.split()[0]) >= 60
     tab.get_by_role("button", name="Train").click()
     tab.locator("#progress", has_text=re.compile("^step [2-9]")).wait_for()
+    tab.locator("#when", has_text=re.compile(r"with your adapter, after step \d+")).wait_for()
     tab.get_by_role("button", name="Stop").click()
     tab.locator("#progress", has_text=re.compile(r"^\d\d? steps in")).wait_for()
     assert int(tab.locator("#progress").inner_text().split()[0]) < 40
+    tab.get_by_role("textbox", name="sentence").fill("Send “tea” to “London” at 05 from “Paris”.")
+    tab.get_by_role("button", name="Ask").click()
+    tab.locator("#wanted", has_text='{"destination": "London", "item": "tea", "day": 5, "origin": "Paris"}').wait_for()
+    tab.get_by_role("textbox", name="sentence").fill("Hello.")
+    tab.get_by_role("button", name="Ask").click()
+    tab.locator("#wanted", has_text="Only sentences like").wait_for()
     tab.get_by_role("textbox", name="sentence").fill(" ")
     tab.get_by_role("button", name="Ask").click()
     tab.locator("#before", has_text="Type a sentence first.").wait_for()

@@ -8,7 +8,7 @@ import { zip } from "./zip.js";
 
 const $ = (id) => document.getElementById(id), COLORS = { lora: "#0072B2", norm: "#009E73", base: "#555555" };
 const WHERE = { all: () => true, "attention only": (path) => path.includes(".attn."), "MLP only": (path) => path.includes(".mlp.") };
-const BASE_BYTES = 7472628;
+const BASE_BYTES = 7472628, MODEL = 13665280, LOOKS = [3, 6, 10, 20]; // LOOKS: the steps after which the adapter answers
 let engine, mine = null, plays = null, stopped = false;
 
 // 1. teach
@@ -25,22 +25,62 @@ const curve = plot({
 });
 
 function drawCurve(seen) {
+  const last = seen.at(-1)?.losses, narrow = $("losses").clientWidth < 500;
   const line = (name) => seen.filter(({ losses }) => losses[name] !== undefined).map(({ step, losses }) => [step, Math.max(0.001, losses[name])]);
   curve.draw({ lines: [
-    { points: line("lora"), color: COLORS.lora, label: seen.length ? "your adapter" : "" },
+    { points: line("lora"), color: COLORS.lora, label: last && (last.norm !== undefined || !narrow) ? "your adapter" : "" },
     { points: line("norm"), color: COLORS.norm, label: line("norm").length ? "final norm only" : "" },
   ] });
 }
 
+const asked = () => $("sentence").value.trim().replace(/[“”„]/g, '"'); // a phone's keyboard curls its quotes
+
+/** The record that a sentence of the task's form asks for; undefined for any other sentence. */
+function wanted(sentence) {
+  const found = ["to", "Send", "from"].map((word) => sentence.match(new RegExp(`\\b${word} "([^"]+)"`))?.[1]), day = sentence.match(/\bat (\d+)/)?.[1];
+  if (day === undefined || found.includes(undefined)) return undefined;
+  const [destination, item, origin] = found.map((word) => JSON.stringify(word));
+  return `{"destination": ${destination}, "item": ${item}, "day": ${Number(day)}, "origin": ${origin}}`;
+}
+
+function show(id, answer, right) {
+  $(id).textContent = answer;
+  $(`${id}-is`).textContent = !answer || right === undefined ? "" : answer.trim() === right ? "✓ right" : "✗ wrong";
+}
+
+let questions = 0;
 async function answers() {
-  const sentence = $("sentence").value.trim();
-  if (!sentence) return void ($("before").textContent = "Type a sentence first.");
-  $("before").textContent = await engine.answer(sentence);
-  $("after").textContent = mine ? await engine.answer(sentence, { adapter: mine }) : "not trained yet";
+  const sentence = asked(), right = wanted(sentence), now = ++questions;
+  $("wanted").textContent = right ?? 'Only sentences like Send "book" from "Paris" to "home" at 7. belong to the task.';
+  if (!sentence) return show("before", "Type a sentence first.");
+  const plain = await engine.answer(sentence);
+  if (now !== questions) return;
+  show("before", plain, right);
+  const answer = mine && (await engine.answer(sentence, { adapter: mine }));
+  if (now !== questions) return;
+  $("when").textContent = "with your adapter";
+  show("after", answer ?? "not trained yet", answer ? right : undefined);
+}
+
+/** What the adapter answers in the middle of its training; returns the seconds that this took. */
+async function look(step) {
+  const began = performance.now(), sentence = asked();
+  if (sentence) {
+    show("after", await engine.answer(sentence, { adapter: engine.adapter }), wanted(sentence));
+    $("when").textContent = `with your adapter, after step ${step}`;
+  }
+  return (performance.now() - began) / 1000;
+}
+
+function cost() {
+  const rank = settings.rank.value, chosen = LAYERS.filter(([path]) => WHERE[settings.where.value](path));
+  const n = chosen.reduce((sum, [, inputs, outputs]) => sum + rank * (inputs + outputs), 0);
+  $("cost").textContent = `${n.toLocaleString("en-US")} new numbers train. All ${MODEL.toLocaleString("en-US")} of the model stay frozen.`;
 }
 
 async function train() {
   const rank = settings.rank.value, control = settings.control.value, seen = [];
+  let looked = 0;
   busy(true);
   stopped = false;
   $("score").textContent = "";
@@ -48,18 +88,21 @@ async function train() {
     for await (const step of engine.train({ rank, chosen: WHERE[settings.where.value], control, seed: Math.floor(Math.random() * 2 ** 31) })) {
       seen.push(step);
       drawCurve(seen);
+      step.seconds -= looked;
       const left = (step.seconds / step.step) * (STEPS - step.step);
       $("progress").textContent = `step ${step.step} of ${STEPS}, loss ${step.losses.lora.toFixed(3)}, ${left >= 0.5 ? `about ${left.toFixed(0)} s left` : "done"}`;
+      if (LOOKS.includes(step.step)) looked += await look(step.step);
       if (stopped) break;
     }
     mine = engine.adapter;
-    $("progress").textContent = `${seen.length} steps in ${seen.at(-1).seconds.toFixed(1)} s; ${numbers(mine).toLocaleString("en-US")} numbers trained, ${Math.round(13665280 / numbers(mine))} times fewer than the model has`;
+    $("progress").textContent = `${seen.length} steps in ${seen.at(-1).seconds.toFixed(1)} s; ${numbers(mine).toLocaleString("en-US")} numbers trained, ${(MODEL / numbers(mine)).toFixed(1)} times fewer than the model has`;
     await answers();
     $("score").textContent = "scoring a hundred unseen records";
     const right = await engine.score({ adapter: mine }), without = await engine.score();
     let words = `${right} of 100 unseen records right with your adapter, ${without} without it`;
     if (control) words += `, ${await engine.score({ norm: engine.norm })} with the final norm alone`;
     $("score").textContent = `${words}.`;
+    $("next").hidden = false;
     await takeApart(right);
     mix();
   } catch (error) {
@@ -175,6 +218,8 @@ async function open(files) {
 // begin
 
 $("settings").append(...Object.values(settings).map(({ node }) => node));
+settings.rank.onmove = settings.where.onmove = cost;
+cost();
 $("shares").append(...Object.values(shares).map(({ node }) => node));
 style($("losses"));
 $("losses").append(curve.node);
