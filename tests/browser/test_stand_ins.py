@@ -76,6 +76,10 @@ def test_a_picture_is_of_an_instrument_and_small(kind):
     assert kind in kinds() and len(png) <= MOST and Image.open(io.BytesIO(png)).width == WIDE
 
 
+def test_every_instrument_has_one():
+    assert {path.stem for path in STAND_INS.glob("*.png")} == set(kinds())
+
+
 def test_a_page_without_scripts_shows_the_picture_and_says_the_same_in_words(browser, tmp_path):
     explorer = rank_explorer()
     (tmp_path / "still.html").write_text(f'<meta charset="utf-8">{explorer._repr_html_()}', encoding="utf-8")
