@@ -55,6 +55,9 @@ def open_lab(browser, tmp_path, times, state):
         context.close()
 
 
+A_STEP = 0.4  # seconds that the kernel says a step takes
+
+
 def run(number, end, best=None, top=None, done=40, **more):
     """A run as the kernel describes it: from the base to `end` in a straight line, over `top` when it soars."""
     settings = BEGIN | dict(task="shakespeare") | more
@@ -66,7 +69,7 @@ def run(number, end, best=None, top=None, done=40, **more):
     best = best or (min(losses, key=losses.get) if losses else None)
     measured = dict(heldout=heldout, training=[[i, 5.8 - 0.01 * i] for i in range(1, done + 1)], best=best)
     ended = dict(ended="done" if done == settings["steps"] else "training", meant="" if done < 40 else "done")
-    return settings | measured | ended | dict(number=number, done=done, kept=losses.get(best), seconds=0.4, seed=0)
+    return settings | measured | ended | dict(number=number, done=done, kept=losses.get(best), seconds=A_STEP, seed=0)
 
 
 RUNS = [run(1, 5.01), run(2, 5.19, top=14.1, lr=0.1), run(3, 4.95, r=64, alpha=64.0, lr=3e-3)]
@@ -202,7 +205,7 @@ def test_a_ready_setting_sets_all_controls_and_says_what_to_look_for(open_lab, s
         fixed, each = state["setup"]["costs"][settings["method"]][settings["targets"]]
         cost = shown.root.locator(".cost").inner_text()
         assert cost.startswith(f"{fixed + each * settings['r']:,} numbers train")
-        seconds = settings["steps"] * 0.4 + settings["steps"] // labs.EVERY * 1.0
+        seconds = settings["steps"] * A_STEP + settings["steps"] // labs.EVERY * 1.0
         assert f"About {round(seconds)} s for {settings['steps']} steps here" in cost
 
 
