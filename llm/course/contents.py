@@ -42,7 +42,7 @@ PARTS = {
             "fine_tune", "Fine-tune", 60, "train LoRA beside a full fine-tune and a control, and compare what they say"
         ),
         Notebook("rank_and_savings", "Rank and savings", 60, "find out how small r may be, and what it depends on"),
-        Notebook("checkpoint_diet", "Checkpoint diet", 45, "save adapters, swap them in milliseconds, and merge them"),
+        Notebook("checkpoint_diet", "Checkpoint diet", 55, "save adapters, swap them in milliseconds, and merge them"),
         Notebook("real_model", "A real model", 45, "teach SmolLM2 verse and records, and open the adapter in PEFT"),
     ],
     "Knobs and costs": [
@@ -52,7 +52,7 @@ PARTS = {
             50,
             "separate alpha, its conventions, the start of A, and the rate",
         ),
-        Notebook("time_and_memory", "Time and memory", 45, "see where a step's time and memory go, and what helps"),
+        Notebook("time_and_memory", "Time and memory", 50, "see where a step's time and memory go, and what helps"),
     ],
     "Smaller and other": [
         Notebook("four_bits", "Four bits", 55, "derive sixteen levels, round a model to them, and measure the cost"),
