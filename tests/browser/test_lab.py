@@ -162,7 +162,7 @@ def test_runs_are_sorted_chosen_compared_and_removed(open_lab, state):
     first = columns(shown)[0]
     assert list(first)[:-1] == [
         *("run", "held-out", "at step", "end"),
-        *("task", "method", "rank r", "alpha", "scale", "A's start", "targets", "rate", "steps", "s/step"),
+        *("rate", "rank r", "task", "method", "alpha", "scale", "A's start", "targets", "steps", "s/step"),
     ]
     assert first["task"] == "plays" and first["held-out"] == "5.01" and first["at step"] == "40"
     for _ in range(2):
@@ -187,6 +187,24 @@ def test_runs_are_sorted_chosen_compared_and_removed(open_lab, state):
     assert [row["run"] for row in columns(shown)] == ["1", "2"] and "↑ run 2 to 14.10" in labels(shown)
     put(shown, runs=[])
     assert not columns(shown) and shown.root.get_by_role("button", name="Save").is_disabled()
+
+
+def test_the_sentence_goes_with_the_run_that_is_shown(open_lab):
+    shown = open_lab(runs=[])
+    said = shown.root.locator(".said")
+    for number, words in ((1, "done after 40 steps: one"), (2, "done after 40 steps: two")):
+        put(shown, runs=RUNS[:number])
+        put(shown, says=dict(train=words))
+        assert said.inner_text() == words
+    shown.root.locator("tbody tr").first.click()
+    assert said.inner_text() == "done after 40 steps: one"
+    shown.root.locator("tbody tr").nth(1).click()
+    put(shown, runs=RUNS[:1])  # the one that is shown has been removed
+    assert said.inner_text() == "done after 40 steps: one"
+    shown.choose("task", "records")
+    assert said.inner_text() == "no run of this task yet: press Train"
+    shown.choose("task", "plays")
+    assert said.inner_text() == "done after 40 steps: one"
 
 
 def test_a_ready_setting_sets_all_controls_and_says_what_to_look_for(open_lab, state):

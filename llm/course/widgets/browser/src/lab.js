@@ -31,7 +31,7 @@ const STYLE = `
 .llm-explorer.llm-lab tr > :last-child { position: sticky; right: 0; background: var(--jp-layout-color1, Canvas); }
 .llm-lab td input { margin: 0 2px 0 0; vertical-align: -2px; }
 .llm-lab .voices { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; }
-.llm-lab .voices pre { height: 72px; overflow: auto; margin: 2px 0 0; padding: 3px 6px; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px; line-height: 1.3; color: inherit;
+.llm-lab .voices pre { height: 72px; overflow: auto; margin: 2px 0 0; padding: 3px 6px; white-space: pre-wrap; overflow-wrap: break-word; font-size: 12px; line-height: 1.3; color: inherit;
   background: none; border: 1px solid color-mix(in oklab, currentColor 20%, transparent); border-radius: 3px; }
 .llm-lab .line { user-select: all; height: 1.5em; margin-top: 4px; overflow: auto hidden; scrollbar-width: none; white-space: nowrap; font: 11px/1.5 var(--jp-code-font-family, monospace); }
 .llm-lab .row > .heard { flex: 0 1 270px; max-height: 2.7em; }
@@ -52,7 +52,8 @@ export function lab({ model, el }) {
   const { colors, tasks, prompts, controls: given, begin, ready, heeds, costs, whole: all, full, every, folder } = model.get("setup");
   const written = (key, value) => (key === "task" ? tasks[value] : value === "lm_head" ? "head" : String(value));
   const asked = new Set();
-  let chosen = null, order = ["number", 1], shownOf = null;
+  const told = new Map(); // what was last said of each run
+  let chosen = null, order = ["number", 1], shownOf = null, latest = null;
 
   // the settings, in the order in which they stand
   const pick = (key, values) => choice({ label: WORDS[key], options: values.map((value) => [value, written(key, value)]) });
@@ -92,7 +93,8 @@ export function lab({ model, el }) {
   const says = status("small said", 3);
 
   // the runs
-  const COLUMNS = [["number", "run"], ["kept", "held-out"], ["best", "at step"], ["end", "end"], ...Object.entries(WORDS), ["seconds", "s/step"]];
+  const COLUMNS = [["number", "run"], ["kept", "held-out"], ["best", "at step"], ["end", "end"], 
+    ...["lr", "r", ...Object.keys(WORDS).filter((key) => key !== "lr" && key !== "r")].map((key) => [key, WORDS[key]]), ["seconds", "s/step"]]; // what one changes most comes first
   const heads = COLUMNS.map(([key, words]) => html("th", { scope: "col" }, button(words, () => {
     order = [key, order[0] === key ? -order[1] : 1];
     table();
@@ -144,7 +146,13 @@ export function lab({ model, el }) {
       moved();
     }
     listen(run);
+    retell();
     draw();
+  }
+  /** The sentence goes with the run that is shown. */
+  function retell() {
+    if (running() || !runs().length) return;
+    says.textContent = of(chosen) ? told.get(chosen) ?? "" : "no run of this task yet: press Train";
   }
   function listen(run) { // a run that is chosen answers, unless it has
     const { of: spoken, prompt: to, task } = model.get("voices"), has = task === run?.task && to === typed.value.trim() && spoken[run.number];
@@ -168,7 +176,10 @@ export function lab({ model, el }) {
       const own = Object.values(prompts).includes(typed.value.trim()) || !typed.value.trim();
       if (shownOf !== null && own) typed.value = prompts[now.task];
       shownOf = now.task;
-      if (of(chosen)?.task !== now.task) chosen = here().at(-1)?.number ?? null;
+      if (of(chosen)?.task !== now.task) {
+        chosen = here().at(-1)?.number ?? null;
+        retell();
+      }
     }
     draw();
   }
@@ -259,14 +270,19 @@ export function lab({ model, el }) {
     const last = Math.max(0, ...runs().map((run) => run.number)), now = running();
     if (last > newest) chosen = last; // a run that begins is the one that is shown
     newest = last;
-    if (!of(chosen)) chosen = here().at(-1)?.number ?? null;
+    if (!of(chosen)) {
+      chosen = here().at(-1)?.number ?? null;
+      retell();
+    }
     [stop.disabled, reset.disabled] = [!now, !runs().length];
     [bar.max, bar.value] = now ? [now.steps, now.done] : [1, runs().length && of(last)?.ended === "done" ? 1 : 0];
     draw();
   }
   function tell() {
     const { train: words = "", ask: about = "", save: kept = "", line: command = "" } = model.get("says");
-    for (const [node, now] of [[says, words], [heard, about], [saved, kept], [line, command]]) if (node.textContent !== now) node.textContent = now;
+    if (words !== latest) [latest, says.textContent] = [words, words];
+    if (/^(done|stopped|interrupted)/.test(words)) told.set(newest, words);
+    for (const [node, now] of [[heard, about], [saved, kept], [line, command]]) if (node.textContent !== now) node.textContent = now;
   }
 
   for (const control of Object.values(controls)) control.onmove = () => { looks.textContent = ""; moved(); };

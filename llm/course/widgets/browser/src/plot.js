@@ -34,7 +34,7 @@ export function plot({ label, height = 280, width = 620, left = 62, right = 120,
     last = what;
     const ax = { ...x, ...what.x }, ay = { ...y, ...what.y };
     const narrow = wide < 460;
-    end = narrow ? 16 : right; // labels go above their lines where the page is narrow
+    end = narrow ? 24 : right; // labels go above their lines where the page is narrow
     const sx = scaled(ax, [left, wide - end]), sy = scaled(ay, [height - BOTTOM, TOP]);
     scales = { x: sx, y: sy };
     const inside = (v, [low, high]) => v >= Math.min(low, high) && v <= Math.max(low, high);

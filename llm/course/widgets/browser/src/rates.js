@@ -6,8 +6,8 @@ import { plot } from "./plot.js";
 
 const ROW = 24;
 const STYLE = `
-.llm-explorer .order { flex: 1; min-width: 250px; max-width: 340px; font-variant-numeric: tabular-nums; }
-.llm-explorer .order .head, .llm-explorer .order button { display: grid; width: 100%; grid-template-columns: 3.2em 1fr 4.6em 5.6em; text-align: left; }
+.llm-explorer .order { flex: 1; min-width: 270px; max-width: 340px; font-variant-numeric: tabular-nums; }
+.llm-explorer .order .head, .llm-explorer .order button { display: grid; width: 100%; grid-template-columns: 2.8em 1fr 4.2em 5em; text-align: left; white-space: nowrap; }
 .llm-explorer .order .head { font-size: 12px; padding: 0 4px; height: 20px; box-sizing: border-box; }
 .llm-explorer .order .head :nth-child(n+3), .llm-explorer .order button :nth-child(n+3) { text-align: right; }
 .llm-explorer .order .rows { position: relative; }
