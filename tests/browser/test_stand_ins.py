@@ -1,6 +1,6 @@
 """The pictures that stand for the explorers where a page runs no scripts.
 
-Take them anew, and put them into the notebooks' outputs, after a run of the notebooks:
+Take them anew, and put them and the present bundle into the notebooks' outputs, after a run of the notebooks or a new bundle:
 COURSE_STAND_INS=1 python -m pytest tests/browser/test_stand_ins.py
 """
 
@@ -14,12 +14,13 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from llm.course.widgets.explorer import STAND_INS, Explorer
+from llm.course.widgets.explorer import STAND_INS, Explorer, bundle
 from llm.course.widgets.rank_explorer import rank_explorer
 
 WIDE, MOST = 760, 25_000  # pixels, bytes
 FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 STORED = re.compile(r'<div class="llm-(\w+)">(?:<p>|<img alt=")(.*?)["<].*?(?=<p><i>It moves)')
+SCRIPT = re.compile(r'(?<=<script type="module">).*?</script>', re.S)
 
 
 class Output:
@@ -66,7 +67,7 @@ def test_each_picture_is_taken_from_a_notebook_and_put_there(open_page):
                     (STAND_INS / f"{kind}.png").write_bytes(small(shown.root.screenshot()))
                     assert not shown.errors
                 anew = STORED.match(Explorer(kind, about)._repr_html_())[0]
-                output.data["text/html"] = anew + page[found.end() :]
+                output.data["text/html"] = anew + SCRIPT.sub(lambda _: f"{bundle()}</script>", page[found.end() :])
         nbformat.write(notebook, path)
 
 
