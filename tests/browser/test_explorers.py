@@ -1,70 +1,10 @@
 """A notebook run from JupyterLab's menu, and every explorer used as a person would: keys, mouse, extremes."""
 
-import hashlib
-import re
-import time
-
 HANG = 20 * 60  # seconds
-
-
-def picture(part):
-    """A fingerprint of what an image widget shows."""
-    image = part.locator("img")
-    return hashlib.sha256((image.get_attribute("src") or "").encode() + image.screenshot()).hexdigest()
-
-
-def changed(read, before):
-    """The new state, once `read()` differs from `before`."""
-    until = time.monotonic() + HANG
-    while (now := read()) == before:
-        assert time.monotonic() < until, f"nothing changed in {HANG} s"
-        time.sleep(0.02)  # between two polls of a state
-    return now
-
-
-def explorer(book, text):
-    """The widget whose line of text matches, scrolled into sight."""
-    line = book.page.locator("[role=status]").filter(has_text=re.compile(text))
-    part = book.page.locator(".widget-vbox").filter(has=line).last
-    part.scroll_into_view_if_needed()
-    return part
 
 
 def said(part):
     return part.locator("[role=status]").inner_text()
-
-
-def labelled(part, label):
-    """The handle of the slider that a person finds under `label`, and its track."""
-    box = part.locator(".widget-slider").filter(has=part.page.locator(f"label:text-is('{label}')"))
-    return box.get_by_role("slider"), box.locator(".noUi-base")
-
-
-def use_slider(book, part, label, first, last, times):
-    """A slider of a picture by key, by a drag beyond either end, in a burst: text and picture follow and settle."""
-    handle, track = labelled(part, label)
-    name = f"{book.name} {label}: key press to picture"
-    handle.focus()
-    for key in ("ArrowLeft", "ArrowRight") * 4:
-        before, shown = said(part), picture(part)
-        times(name, book.delay(part, "img", lambda key=key: book.page.keyboard.press(key)))
-        changed(lambda: said(part), before)
-        changed(lambda: picture(part), shown)
-    wide = track.bounding_box()["width"]
-    for to, expected in ((-1, first), (2, last)):
-        shown, knob = picture(part), handle.bounding_box()
-        x, y = knob["x"] + knob["width"] / 2, knob["y"] + knob["height"] / 2
-        book.page.mouse.move(x, y)
-        book.page.mouse.down()
-        book.page.mouse.move(x + to * wide, y, steps=12)
-        book.page.mouse.up()
-        book.wait_for_text(part, expected)
-        changed(lambda: picture(part), shown)
-    for _ in range(3):  # from one end to the other as fast as keys can come
-        for key, expected in (("End", last), ("Home", first)):
-            for press in ["ArrowRight" if key == "End" else "ArrowLeft"] * 8 + [key]:
-                book.page.keyboard.press(press)
-            book.wait_for_text(part, expected)
 
 
 def contrast(node, colour="color"):
