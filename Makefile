@@ -35,7 +35,7 @@ help:
 
 .venv/.lab: extras = lab
 .venv/.real: extras = lab,real
-.venv/.test: extras = lab,real,test
+.venv/.test: extras = lab,real,data,test
 
 .venv/.lab: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v >= (3, 11) else f"Python {v[0]}.{v[1]} is too old: call make with PYTHON=python3.11 or newer")'

@@ -48,6 +48,15 @@ def jsonl(path, made):
 # a text
 
 
+def test_of_a_conversation_every_second_part_is_graded_and_its_row_ends_in_padding():
+    row, short = ([1, 2], [3, 4], [5], [6]), ([7], [8])
+    (x, _), (y, _) = examples.pad([row, short], 0)
+    assert x.tolist() == [1, 2, 3, 4, 5] and y.tolist() == [IGNORE, 3, 4, IGNORE, 6]
+    assert examples.targets(row) == [IGNORE, IGNORE, 3, 4, IGNORE, 6] and examples.length(row) == 5
+    x, y = examples.pad([short, row], 0)
+    assert x[0].tolist() == [7, 0, 0, 0, 0] and y[0].tolist() == [8] + 4 * [IGNORE]
+
+
 def padded(record, width):
     return [t[0] for t in examples.pad([records.as_example(record)], END_OF_TEXT, width)]
 

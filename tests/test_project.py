@@ -107,7 +107,7 @@ def first(lines, part):
 
 def test_make_test_sets_up_first_and_then_proves_everything():
     lines = commands("test")
-    installed, fetched = first(lines, ".[lab,real,test]"), first(lines, "llm fetch --real")
+    installed, fetched = first(lines, ".[lab,real,data,test]"), first(lines, "llm fetch --real")
     for part in ("ruff check", "ruff format --check", "lint-imports", "pytest", "--nbval", "tests/browser"):
         assert first(lines, part) > installed, part
     for part in ("pytest", "--nbval", "tests/browser"):
@@ -126,7 +126,7 @@ def test_several_targets_at_a_time_never_install_into_one_environment_at_once():
     """Each environment is made by one chain of files: with every target asked for at once, the order is still the same."""
     lines = commands("unit", "setup", "real", "browser", "lint")
     extras = [re.search(r"\.\[([\w,]+)\]", line)[1] for line in lines if " --editable " in line]
-    assert extras == ["lab", "lab,real", "lab,real,test"]
+    assert extras == ["lab", "lab,real", "lab,real,data,test"]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     rules = dict(re.findall(r"^\.venv/\.(\w+): (\..*)$", makefile, re.M))
     assert ".venv/.lab" in rules["real"] and ".venv/.real" in rules["test"]

@@ -1,4 +1,4 @@
-"""A prompt and its completion as one row of tokens: how they are joined, what of them counts, how rows are padded."""
+"""A row of tokens: how prompt and completion are joined, which tokens count in the loss, how rows are padded."""
 
 import torch
 
@@ -9,7 +9,9 @@ from llm.tokenizer import GPT2, Tokenizer
 
 BREAK = "\n"  # between prompt and completion
 JOIN = "a line break, unless the prompt ends in one"  # what `run.json` says of how the two are joined
-Example = tuple[list[int], list[int]]  # prompt and completion, both tokens
+# Token lists, by turns only read and graded: (prompt, completion), and on through the answers of a conversation. The first
+# is never empty, as nothing predicts a text's first token.
+Example = tuple[list[int], ...]
 
 
 def ask(prompt: str, join: str | None = JOIN) -> str:
@@ -32,11 +34,11 @@ def example(prompt: str, completion: str, tokenizer: Tokenizer = GPT2) -> Exampl
 
 def length(row: Example) -> int:
     """How many tokens of context a row takes: its last token is only a target."""
-    return len(row[0]) + len(row[1]) - 1
+    return sum(map(len, row)) - 1
 
 
 def pad(rows: list[Example], end: int, width: int | None = None) -> Batch:
-    """Rows as inputs and targets (rows, width), by default as wide as the longest: only completions count to the loss.
+    """Rows as inputs and targets (rows, width), by default as wide as the longest: only graded tokens are targets.
 
     Raises SettingError when a row is longer than `width`.
     """
@@ -45,7 +47,12 @@ def pad(rows: list[Example], end: int, width: int | None = None) -> Batch:
         raise SettingError(f"a row of {longest} tokens does not fit a context of {width}")
     width = width or longest
     x, y = torch.full((len(rows), width), end), torch.full((len(rows), width), IGNORE)
-    for i, (prompt, completion) in enumerate(rows):
-        x[i, : length((prompt, completion))] = torch.tensor((prompt + completion)[:-1])
-        y[i, len(prompt) - 1 : length((prompt, completion))] = torch.tensor(completion)
+    for i, row in enumerate(rows):
+        x[i, : length(row)] = torch.tensor([token for part in row for token in part][:-1])
+        y[i, : length(row)] = torch.tensor(targets(row)[1:])
     return x, y
+
+
+def targets(row: Example) -> list[int]:
+    """A row's tokens, with IGNORE for each that is only read."""
+    return [token if i % 2 else IGNORE for i, part in enumerate(row) for token in part]
