@@ -11,6 +11,7 @@ from pathlib import Path
 from llm.bases.transformers_models import quiet, theirs
 from llm.checkpoint_folder import CONFIG
 from llm.errors import BaseError, TextError
+from llm.text.chat import jinja
 from llm.tokenizer import Tokenizer, in_pieces
 
 # each holds a vocabulary; beside them lie settings, which alone are no tokenizer
@@ -31,8 +32,8 @@ class TransformersTokenizer(Tokenizer):
     def save(self, folder: Path) -> None:
         """Write it into `folder`, from which `read_tokenizer` has it back."""
         source = copy(self.source)
-        if self.template != "plain":
-            source.chat_template = self.template
+        if self.template != _template(source):
+            source.chat_template = jinja(self)
         with quiet():
             source.save_pretrained(folder)
 
@@ -85,8 +86,6 @@ def read_tokenizer(folder: Path) -> TransformersTokenizer:
         found = source(text, **options)
         return found["input_ids"], found.get("offset_mapping")
 
-    # one of several may be for tools alone
-    template = source.chat_template.get("default") if isinstance(source.chat_template, dict) else source.chat_template
     with quiet():  # texts that a base was trained on began with what transformers puts before this one
         begin = tuple(takewhile(set(source.all_special_ids).__contains__, source.encode("a", verbose=False)))
     return TransformersTokenizer(
@@ -99,9 +98,14 @@ def read_tokenizer(folder: Path) -> TransformersTokenizer:
         holes=frozenset(range(size)) - known,
         special=tuple(t.content for t in source.added_tokens_decoder.values() if t.special and len(t.content) > 1),
         digest=digest,
-        template=template or "plain",
+        template=_template(source),
         named=tuple((name, str(token)) for name, token in source.special_tokens_map.items() if isinstance(token, str)),
         mark=mark,
         source=source,
         needs=max(known - special | {source.eos_token_id, *begin}) + 1,
     )
+
+
+def _template(source):
+    own = source.chat_template
+    return (own.get("default") if isinstance(own, dict) else own) or "plain"  # others may be for tools alone

@@ -12,6 +12,9 @@ from dataclasses import replace
 from functools import lru_cache
 from os.path import commonprefix
 
+import torch
+import torch.nn as nn
+
 from llm.checkpoint_folder import first_line
 from llm.errors import SettingError, TextError
 from llm.paths import user_path
@@ -112,6 +115,53 @@ def spelled(messages: list[dict], tokenizer: Tokenizer) -> Counter:
     """The special tokens that messages spell out: a model reads them as its own marks, as in transformers."""
     texts = "\n".join(m["content"] for m in messages if isinstance(m.get("content"), str))
     return Counter(re.findall("|".join(map(re.escape, sorted(_special(tokenizer), key=len, reverse=True))), texts))
+
+
+def template_notes(tokenizer: Tokenizer, model: nn.Module | None = None, tools: bool = False) -> list[str]:
+    """What to know of a tokenizer's template before training with it, and of a model's embedding under it, in sentences.
+
+    A marker that no text of the pretraining held has a row that only weight decay and the push away from every state
+    have moved, alike for all such tokens: in SmolLM2 those rows are 0.003 of a norm apart, the markers that a short
+    fine-tune has trained 0.12 from them, two words' 0.42 and more. Resizing an embedding writes copies of its mean, or
+    small noise. So a row is suspect that another one equals, or whose norm is far outside the others' (Land and Bartolo,
+    "Fishing for Magikarp", 2024, look for such rows by the same two signs). tools: whether conversations have some.
+    """
+    probe = [dict(role=role, content="Hi") for role in ("user", "assistant", "user")]
+    text, close, end = render(probe, tokenizer, ask=True)[0], end_text(tokenizer), _special(tokenizer)[0]
+    places = {marker: _tokens(tokenizer, marker)[0] for marker in sorted({*MARKERS.findall(text), close} - {"", end})}
+    plain, begin = tokenizer.template == "plain", [*tokenizer.begin]
+    pieces = ", ".join(marker for marker in places if marker not in tokenizer.special)
+    single = {marker: ids[-1] for marker, ids in places.items() if marker in tokenizer.special} if not plain else {}
+    raw = ", ".join(marker for marker, odd in zip(single, _odd(model, [*single.values()])) if odd) if model else ""
+    tool = [
+        dict(type="function", function=dict(name="f", description="", parameters=dict(type="object", properties={})))
+    ]
+    facts = {
+        "conversations are written as lines that begin with User: and Assistant:, not with a chat template of the base": plain,
+        f"the template's {pieces} are no tokens of this base: it reads them as text, in pieces; --template plain is shorter": pieces,
+        f"this base was probably never trained on {raw}: such rows of its embedding look as they did at first, and LoRA on "
+        "the blocks does not train them; take the instruct model, or --template plain": raw,
+        f"an answer ends in {close}, not in the tokenizer's {end}: a program that runs this model must stop there": close
+        not in ("", end),
+        "the template writes nothing behind an answer, so no model learns where one ends: give another --template": not close,
+        "the template does not write the token that this base's texts begin with: transformers leaves it out, and llama.cpp "
+        "may not": not plain and begin and _tokens(tokenizer, text)[0][: len(begin)] != begin,
+        "the template does not write tools: put them into the system message": tools
+        and render(probe, tokenizer, tool, ask=True)[0] == text,
+    }
+    return [fact for fact, holds in facts.items() if holds]
+
+
+def _odd(model, ids):
+    theirs = hasattr(model, "get_input_embeddings")
+    rows = (model.get_input_embeddings() if theirs else model.transformer.wte).weight.detach()  # (vocab, d)
+    norms = torch.cat([part.float().norm(dim=1) for part in rows.split(8192)])
+    others = norms[[i for i in range(len(norms)) if i not in ids]]
+    low, middle, high = torch.quantile(others, others.new_tensor([0.001, 0.5, 0.999])).tolist()
+    for i in ids:
+        apart = torch.cat([(part.float() - rows[i].float()).norm(dim=1) for part in rows.split(8192)])
+        apart[i] = middle
+        yield bool(apart.min() < 0.02 * middle or not low / 2 < norms[i] < high * 2)
 
 
 def render(
