@@ -34,7 +34,7 @@ def generate(
     device: Device = "auto",
     as_json: AsJson = False,
 ):
-    """Continue PROMPT, with an adapter or without; one of a chat run answers it.
+    """Continue PROMPT, or answer it after a run on chats.
 
     Example: python -m llm generate "To be, or" --adapter adapters/mine
     """
