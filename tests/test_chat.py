@@ -55,6 +55,10 @@ SHORT_TAG = TAGGED.replace(
     "{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}",
     "{{ m.content }}{% endgeneration %}{{ '<|im_end|>\n' }}",
 )
+EARLY_TAG = TAGGED.replace(" + '\n' }}{% if", " }}{% if")
+EARLY_TAG = EARLY_TAG.replace("{% generation %}{{ m", "{% generation %}{{ '\n' + m").replace(
+    "{% else %}{{ m", "{% else %}{{ '\n' + m"
+)
 LONG_TAG = TAGGED.replace("<|im_end|>' }}{% endgeneration %}{{ '\n' }}", "<|im_end|>\n' }}{% endgeneration %}")
 THINKING = (  # Qwen 3: what was thought is dropped once a user has written again, and the last answer has some, if none
     "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
@@ -86,13 +90,26 @@ STEADY = {
     TAGGED: ["Hello!<|im_end|>", "Hello, I am\n\nhere.<|im_end|>"],
     SHORT_TAG: ["Hello!<|im_end|>", "Hello, I am\n\nhere.<|im_end|>"],
     LONG_TAG: ["Hello!<|im_end|>", "Hello, I am\n\nhere.<|im_end|>"],
+    EARLY_TAG: ["Hello!<|im_end|>", "Hello, I am\n\nhere.<|im_end|>"],
     chat.PLAIN: [" Hello!</s>", " Hello, I am\n\nhere.</s>"],
 }
 MOVING = {
     THINKING: ["<think>\n\n</think>\n\nHello!<|im_end|>", "<think>\n\n</think>\n\nHello, I am\n\nhere.<|im_end|>"],
     OPENED: ["Hello!</s>", "Hello, I am\n\nhere.</s>"],
 }
-NAMES = ["chatml", "brackets", "heads", "last", "unasked", "words", "tagged", "short_tag", "long_tag", "plain"]
+NAMES = [
+    "chatml",
+    "brackets",
+    "heads",
+    "last",
+    "unasked",
+    "words",
+    "tagged",
+    "short_tag",
+    "long_tag",
+    "early_tag",
+    "plain",
+]
 steady = pytest.mark.parametrize("template", STEADY, ids=NAMES)
 every = pytest.mark.parametrize("template", [*STEADY, *MOVING], ids=[*NAMES, "thinking", "opened"])
 
@@ -392,7 +409,10 @@ def test_another_template_replaces_a_tokenizers_own_and_is_saved_with_it(lay, tm
     assert conversation(TALK, again) == conversation(TALK, with_template(own, "plain"))
 
 
-def test_a_template_that_is_none_is_one_sentence(tmp_path):
+def test_a_template_that_is_none_or_has_no_place_for_text_is_one_sentence(lay, tmp_path):
+    pictures = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
+    with pytest.raises(TextError, match="does not write what messages say in plain words"):
+        conversation(TALK, with_template(lay(), pictures))
     with pytest.raises(TextError, match="there is no chat template 'nowhere': give plain, chatml, or a Jinja file"):
         with_template(GPT2, "nowhere")
     (tmp_path / "text").write_text("Hello")

@@ -52,20 +52,24 @@ def conversation(
     """
     if train_on not in TRAIN_ON:
         raise SettingError(f"train_on={train_on!r} is unknown: choose one of {', '.join(TRAIN_ON)}")
-    whole, spans = render(messages, tokenizer, tools)
+    whole, marks = render(messages, tokenizer, tools)
     if train_on == "all":
         ids = _tokens(tokenizer, whole)[0]
         return [(ids[:1], ids[1:])]
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= answers_from]
     turns = turns[-1:] if train_on == "last" else turns
     answers = [_answer(messages, i, tokenizer, tools) for i in turns]
-    if not all(whole.startswith(text[:end]) for text, _, end in answers):
-        rows = [_row(tokenizer, text[:end], [(start, end)]) for text, start, end in answers]
-    elif turns and spans:
-        earlier = len(render(messages[: turns[0]], tokenizer, tools)[1]) if turns[0] else 0
-        rows = [_row(tokenizer, whole, [_closed(tokenizer, whole, *span) for span in spans[earlier:]])]
+    if all(whole.startswith(text[:end]) for text, _, end in answers):
+        close = end_text(tokenizer)
+        spans = [  # a mark may begin before what asks, stop before the end of the turn, or go on behind it
+            (max(a, start), end if whole[b:end].strip() == close else min(b, end))
+            for _, start, end in answers
+            for a, b in marks or [(start, end)]
+            if a < end and start < b
+        ]
+        rows = [_row(tokenizer, whole, spans)]
     else:
-        rows = [_row(tokenizer, whole, [span for _, *span in answers])]
+        rows = [_row(tokenizer, text[:end], [(start, end)]) for text, start, end in answers]
     return [row for row in rows if len(row) > 1]
 
 
@@ -234,14 +238,10 @@ def _header(messages, tokenizer, tools):
 def _tail(tokenizer):
     """What the template writes behind an answer: what the texts of two answers have in common at their ends."""
     probes = [[dict(role="user", content="Hi"), dict(role="assistant", content=content)] for content in ("Yes", "No")]
-    return commonprefix([render(probe, tokenizer)[0][::-1] for probe in probes])[::-1]
-
-
-def _closed(tokenizer, text, start, end):
-    """A span that a template marks, up to the token that ends the answer: some marks stop before it, some go on."""
-    close = end_text(tokenizer)
-    behind = re.match(rf"\s*{re.escape(close)}", text[end:]) if close and close not in text[start:end] else None
-    return start, end + behind.end() if behind else start + len(text[start:end].rstrip())
+    yes, no = (render(probe, tokenizer)[0] for probe in probes)
+    if yes == no:
+        raise TextError("the chat template does not write what messages say in plain words: give another --template")
+    return commonprefix([yes[::-1], no[::-1]])[::-1]
 
 
 def _special(tokenizer):
