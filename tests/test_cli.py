@@ -21,7 +21,7 @@ from llm import bases
 from llm.__main__ import main
 from llm.adapters.folder import CONFIG, TENSORS
 from llm.bases import smollm2
-from llm.cli import doctor, finetune, maintenance, use_adapter  # noqa: F401 (the commands are on the app then)
+from llm.cli import data, doctor, finetune, maintenance, use_adapter  # noqa: F401 (the commands are on the app then)
 from llm.cli.app import app
 from llm.cli.interrupts import asked_to_stop
 from llm.errors import AdapterError, BaseError, SettingError
@@ -414,8 +414,8 @@ def test_a_prompt_gets_the_line_break_that_the_rows_had_and_no_second_one(tiny, 
     monkeypatch.setattr(bases.Base, "generate", lambda self, prompt, *_: asked.append(prompt) or "")
     rows = [json.dumps({"prompt": str(i), "completion": "so"}) for i in range(3)]
     Path("rows.jsonl").write_text("\n".join(rows))
-    for data, out in (("rows.jsonl", "rows"), ("text.txt", "text")):
-        assert main(["finetune", data, "--base", tiny, "--out", out, "--steps", "1", *QUICK]) == 0
+    for source, out in (("rows.jsonl", "rows"), ("text.txt", "text")):
+        assert main(["finetune", source, "--base", tiny, "--out", out, "--steps", "1", *QUICK]) == 0
     for argv in (["7", "--adapter", "rows"], ["7\n", "--adapter", "rows"], ["7", "--adapter", "text"], ["7"]):
         assert main(["generate", *argv, *(["--base", tiny] if len(argv) == 1 else [])]) == 0
     assert asked == ["7\n", "7\n", "7", "7"]

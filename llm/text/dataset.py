@@ -67,8 +67,7 @@ def load_dataset(
     what counts of a row, one of `chat.TRAIN_ON`: its answers, the last one, or every token.
     Raises TextError when the text cannot be had or used, and SettingError when block does not fit the context.
     """
-    if block is not None and not 1 <= block <= context:
-        raise SettingError(f"--block {block} does not fit this base: its context takes 1 to {context} tokens")
+    check_block(block, context)
     window, limit = block or min(WINDOW, context), block or context
     if data == "records":
         return _records(tokenizer, limit)
@@ -89,6 +88,12 @@ def load_dataset(
             "hold some out; give a longer text or a smaller --block"
         )
     return _text(ids[:-held], ids[-held:], window, tokenizer, hashlib.sha256(raw).hexdigest(), [text])
+
+
+def check_block(block: int | None, context: int) -> None:
+    """Raises SettingError when a window of `block` tokens does not fit the context."""
+    if block is not None and not 1 <= block <= context:
+        raise SettingError(f"--block {block} does not fit this base: its context takes 1 to {context} tokens")
 
 
 def _text(train, heldout, window, tokenizer, digest, texts):

@@ -5,6 +5,7 @@ their format gives them, and never guessed: `--map` says which of a file's names
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -75,10 +76,10 @@ def as_rows(rows: Iterable[tuple[str, dict]], names: dict[str, str] | None = Non
         row = _renamed(fields, names)
         found = next((name for name, keys in FORMATS.items() if row.keys() >= {*keys}), None)
         if found is None:
-            raise TextError(f"{where}: {_unknown(row, names)}")
+            raise TextError(f"{where}: {_unknown(fields, row, names)}")
         if found == "preference":
             raise TextError(f"{where}: it is a preference, of which no run here learns both answers: {_chosen(row)}")
-        kind = f"{found} of messages" if isinstance(row.get("prompt"), list) and found == "prompt/completion" else found
+        kind = f"{found} of messages" if found == "prompt/completion" and _is_chat(row["prompt"]) else found
         first = first or (kind, where)
         if kind != first[0]:
             raise TextError(f"{where}: it is {kind}, and {first[1]} is {first[0]}: give each format a file of its own")
@@ -93,13 +94,17 @@ def _renamed(fields, names):
     return left | {ours: fields[theirs] for ours, theirs in names.items() if theirs in fields}
 
 
-def _unknown(row, names):
+def _is_chat(text):
+    return isinstance(text, list) or isinstance(text, str) and re.match(r'\s*\[\s*\{\s*"role"', text)
+
+
+def _unknown(fields, row, names):
     """Why a row is of no format, and what to do."""
-    has = ", ".join(repr(str(key))[:40] for key in [*row][:5]) or "nothing"
+    has = ", ".join(repr(str(key))[:40] for key in [*fields][:5]) or "nothing"
     near = next((keys for keys in FORMATS.values() if row.keys() & {*keys}), FORMATS["prompt/completion"])
-    missing, free = [key for key in near if key not in row], [str(key) for key in row if key not in NAMES]
+    missing, free = [key for key in near if key not in row], [str(key)[:40] for key in row if key not in NAMES]
     named = f" ({names[missing[0]]!r} by --map)" if missing[0] in names else ""
-    pairs = ",".join(f"{ours}={theirs[:40]}" for ours, theirs in zip(missing, free))
+    pairs = ",".join(map("=".join, zip(missing, free)))
     cure = f"say which field it is, as in --map {pairs}" if pairs else f"give {' and '.join(near)}"
     return f"it has no {missing[0]!r}{named}, it has {has}: {cure}"
 
@@ -118,7 +123,7 @@ def _text(where, row, names, unread):
 
 
 def _prompt(where, row, names, unread):
-    if isinstance(row["prompt"], list) and isinstance(row["completion"], list):
+    if _is_chat(row["prompt"]) and _is_chat(row["completion"]):
         before, after = (_messages(where, key, row[key], names, unread) for key in ("prompt", "completion"))
         return _chat(where, before + after, row, len(before))
     for key in ("prompt", "completion"):

@@ -61,15 +61,13 @@ def read_table(
         digest, found = hashlib.sha256(raw).hexdigest(), [*rows.read(path, raw)]
     kind, read, unread = as_rows(found + apart, fields)
     chats = any(row.kind == "chat" for row in read)
-    made, held, lengths, long, cut, bare, unheard = [], [], [], {}, [], [], []
+    made, held, lengths, long, cut, bare = [], [], [], {}, [], []
     for i, row in enumerate(read):
         whole = _examples(row, tokenizer, limit, train_on)
         if not any(map(any, (map(len, part[1::2]) for part in whole))) or not _says_something(row, train_on):
             bare.append(row.where)
             continue
         lengths.append(max(map(length, whole)))
-        if chats and not _heard(row, tokenizer.decode([token for part in whole[-1] for token in part])):
-            unheard.append(row.where)
         fits = [part for part in (_cut(part, limit) for part in whole) if part]
         if not fits and train_on == "all" and row.kind == "chat":  # its turns still say where it can be cut
             turns = [_cut(part, limit) for part in _examples(row, tokenizer, limit, "answers")]
@@ -82,12 +80,13 @@ def read_table(
         (made if i < len(found) else held).append(tuple(tuple(map(tuple, part)) for part in fits))
     texts = [text for row in read for text in _texts(row)]
     notes = losses(texts, tokenizer, unread, chats)
+    if chats:
+        notes += tuple(chat.template_notes(tokenizer, tools=any(row.tools for row in read)))
     facts = {
         "rows with nothing to grade are left out: {:,} ({})": bare,
         "conversations of more than "
         + f"{limit:,}"
         + " tokens are cut behind the last answer that fits: {:,} ({})": cut,
-        "rows with tools or calls of them that the template leaves out: {:,} ({})": unheard,
     }
     notes += tuple(fact.format(len(places), named(places)) for fact, places in facts.items() if places)
     if pieces := sum(len(parts) > 1 for parts in made + held if kind == "text"):
@@ -142,13 +141,6 @@ def _says_something(row, train_on):
     answers = [message for message in row.messages[row.answers_from :] if message["role"] == "assistant"]
     answers = answers[-1:] if train_on == "last" else answers
     return any(message["content"].strip() or message.get("tool_calls") for message in answers)
-
-
-def _heard(row, text):
-    """Whether the text that the model reads names every tool and every call of one."""
-    calls = [call for message in row.messages for call in message.get("tool_calls", ())] + (row.tools or [])
-    tools = [call.get("function", call) for call in calls if isinstance(call, dict)]
-    return all(str(tool.get("name", "")) in text for tool in tools if isinstance(tool, dict))
 
 
 def _texts(row):
