@@ -41,7 +41,6 @@ def test_it_shows_format_rows_grades_lengths_and_what_is_left_out(file, capsys):
         "row 1, 12 tokens, 3 of them graded, «so»:\nUser: 0 plus one\nAssistant:« is 1<|endoftext|>»\n\nrow 2," in out
     )
     assert out.count("«") == 2 * 3 and "2 plus one" in out and "3 plus one" not in out
-    assert re.search(r"tokens of a row, of which 64 fit:\n +0 to +9  # 0", out) is None
     assert re.search(r"\n +10 to +19  #+ 11\n", out) and re.search(r"\n +60 to +69  0  <- 64 fit\n +70 to", out)
     assert "\ntoo long, so that a run needs --skip-long: 1 (chat.jsonl, line 12)\n" in out
     assert out.endswith("\nrows with nothing to grade are left out: 1 (chat.jsonl, line 13)\n")
@@ -105,7 +104,7 @@ def test_a_map_and_what_is_wrong_are_said_in_a_sentence(tmp_path, capsys):
 
 @pytest.mark.parametrize("lengths", [[1], [5, 5], [0, 9, 10], [3, 9000], [1000, 1001], list(range(1, 65))])
 def test_a_histogram_has_ten_bars_at_most_and_counts_every_row(lengths):
-    bars = [re.match(r" *([\d,]+) to +([\d,]+)  #* ([\d,]+)", line) for line in _histogram(lengths, 64)]
+    bars = [re.match(r" *([\d,]+) to +([\d,]+)  #* ?([\d,]+)", line) for line in _histogram(lengths, 64)]
     edges = [tuple(int(n.replace(",", "")) for n in bar.groups()) for bar in bars]
     assert len(edges) <= BARS and [n for *_, n in edges] == [sum(a <= x <= b for x in lengths) for a, b, _ in edges]
     assert sum(n for *_, n in edges) == len(lengths) and all(b + 1 == a for (_, b, _), (a, *_) in zip(edges, edges[1:]))

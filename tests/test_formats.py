@@ -194,7 +194,7 @@ def test_a_text_is_graded_whole_and_a_long_one_in_pieces_each_token_once(tmp_pat
         # without a token that begins a text nothing predicts its first one
         assert bytes(graded).decode() == "".join(text[not begin :] + "\0" for text in texts[:2])
         assert max(map(length, data.rows)) == 8 and all(tuple(row[0]) == begin for row in data.rows if begin)
-        assert "texts of more than 8 tokens are read in pieces: 1" in data.notes
+        assert any(note.startswith("texts of more than 8 tokens are read in pieces: 1 (") for note in data.notes)
 
 
 def test_a_prompt_and_a_completion_of_plain_text_know_no_template(tmp_path, reader):
@@ -225,7 +225,9 @@ def test_tools_and_calls_reach_the_template_however_they_are_written(tmp_path, r
         assert tokens_and_grades(data.rows[0]) == (list(ids), list(mask)), name
         assert not any("tools" in note for note in data.notes)
     path = str(as_jsonl(tmp_path / "a", [dict(messages=chat(1), tools=[TOOL])] * 2))
-    assert "the template does not write tools" in load_dataset(path, reader()[0], 900).notes[-1]
+    assert any(
+        note.startswith("the template does not write tools") for note in load_dataset(path, reader()[0], 900).notes
+    )
 
 
 def test_content_in_parts_is_joined_and_roles_have_their_usual_names(tmp_path, reader):
@@ -266,7 +268,9 @@ def test_names_of_fields_are_mapped_also_those_inside_of_messages(tmp_path):
         rows = [dict(question="a", answer="b")]
         load_dataset(str(as_jsonl(tmp_path / "a", rows)), fields=read_map("prompt=q,completion=answer"))
     for wrong in ("prompt", "promt=a", "prompt=", "a=b=c"):
-        with pytest.raises(SettingError, match="is not as prompt=question,completion=answer; our names are messages"):
+        with pytest.raises(
+            SettingError, match="is not as in prompt=question,completion=answer; our names are messages"
+        ):
             read_map(wrong)
 
 
@@ -284,7 +288,7 @@ def test_the_split_that_a_folder_has_is_kept_and_a_held_out_row_is_trained_on_no
     datasets.DatasetDict({"one": made["train"]}).save_to_disk(str(tmp_path / "b"))
     assert load_dataset(str(tmp_path / "b"), context=99).size == 4
     datasets.DatasetDict({"one": made["train"], "two": made["test"]}).save_to_disk(str(tmp_path / "c"))
-    with pytest.raises(TextError, match="c has no 'train', it has 'one', 'two': save the one that is to train"):
+    with pytest.raises(TextError, match="c has no 'train' but one, two: save the split that is to train"):
         load_dataset(str(tmp_path / "c"))
 
 
@@ -406,7 +410,7 @@ BAD = [
     (dict(conversations=[{"from": "gpt"}]), "message 1 of its conversations has content that is not a text"),
     (
         dict(conversations=[{"from": "gpt", "value": "a"}], system=7),
-        "message 1 of its system has content that is not a",
+        "its system is not a text",
     ),
     (dict(instruction=7, output="b"), "its instruction is not a text"),
     (dict(instruction="a", output=["b"]), "its output is not a text"),
@@ -467,7 +471,7 @@ FILES = [
     (".csv", "prompt,completion\na,b\n\nc\n", "a.csv, row 4: it has no 'completion', it has 'prompt'"),
     (".csv", "prompt,completion\n", "a.csv has no row: give at least two"),
     (".csv", "\n", "a.csv is empty"),
-    (".parquet", "PAR1 PAR1", "a.parquet is no Parquet file that can be read ("),
+    (".parquet", "PAR1 PAR1", "a.parquet cannot be read as a table ("),
     (".json.gz", "x", "a.json.gz is packed: unpack it, then give the .txt"),
     (".xlsx", "x", "a.xlsx is no .txt, .jsonl, .json, .csv, .tsv or .parquet file"),
 ]
@@ -490,7 +494,7 @@ def test_a_cell_may_hold_lines_and_more_than_the_usual_limit_and_a_number_is_its
     assert [BYTES.decode(part) for part in data.rows[0]] == ['a\nb, "c"\n', "x" * 200_000 + "\0"]
 
 
-@pytest.mark.parametrize(("module", "name"), [("pyarrow", "a.parquet"), ("datasets", "a")])
+@pytest.mark.parametrize(("module", "name"), [("pyarrow", "a.parquet"), ("pyarrow", "a")])
 def test_a_package_that_is_missing_is_one_sentence_that_says_how_to_get_it(tmp_path, monkeypatch, module, name):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "state.json").write_text("{}")
@@ -503,7 +507,7 @@ def test_a_package_that_is_missing_is_one_sentence_that_says_how_to_get_it(tmp_p
 def test_a_damaged_folder_is_one_sentence(tmp_path):
     pytest.importorskip("datasets")
     (tmp_path / "state.json").write_text("{}")
-    with pytest.raises(TextError, match="cannot be read .*: save it again with save_to_disk"):
+    with pytest.raises(TextError, match="cannot be read as a table .*: save it again"):
         load_dataset(str(tmp_path))
 
 

@@ -103,4 +103,4 @@ def _histogram(lengths, limit):
     for bar, n in zip(bars, counts):
         first, last = bar * size, (bar + 1) * size - 1
         mark = f"  <- {limit:,} fit" if first <= limit <= last and max(lengths) > limit else ""
-        yield f"{first:7,} to {last:7,}  {'#' * -(-n * WIDTH // max(counts))} {n:,}{mark}"
+        yield f"{first:7,} to {last:7,}  " + f"{'#' * -(-n * WIDTH // max(counts))} {n:,}{mark}".lstrip()

@@ -58,12 +58,13 @@ class Row:
 
 def read_map(text: str | None) -> dict[str, str]:
     """The names of a file's fields by ours, from "prompt=question,completion=answer"; raises SettingError for another."""
-    pairs = [pair.partition("=")[::2] for pair in text.split(",")] if text else []
-    for ours, theirs in ((ours.strip(), theirs.strip()) for ours, theirs in pairs):
-        if ours not in NAMES or not theirs:
-            known = ", ".join(NAMES)
-            raise SettingError(f"--map {text[:80]} is not as prompt=question,completion=answer; our names are {known}")
-    return {ours.strip(): theirs.strip() for ours, theirs in pairs}
+    names = dict(map(str.strip, pair.partition("=")[::2]) for pair in (text or "").split(",") if pair)
+    if wrong := [ours for ours, theirs in names.items() if ours not in NAMES or not theirs]:
+        known = ", ".join(NAMES)
+        raise SettingError(
+            f"--map {wrong[0][:40]}= is not as in prompt=question,completion=answer; our names are {known}"
+        )
+    return names
 
 
 def as_rows(rows: Iterable[tuple[str, dict]], names: dict[str, str] | None = None) -> tuple[str, list[Row], Counter]:
@@ -74,18 +75,19 @@ def as_rows(rows: Iterable[tuple[str, dict]], names: dict[str, str] | None = Non
     names, made, unread, first = names or {}, [], Counter(), None
     for where, fields in rows:
         row = _renamed(fields, names)
-        found = next((name for name, keys in FORMATS.items() if row.keys() >= {*keys}), None)
-        if found is None:
+        kind = next((name for name, keys in FORMATS.items() if row.keys() >= {*keys}), None)
+        if kind is None:
             raise TextError(f"{where}: {_unknown(fields, row, names)}")
-        if found == "preference":
+        if kind == "preference":
             raise TextError(f"{where}: it is a preference, of which no run here learns both answers: {_chosen(row)}")
-        kind = f"{found} of messages" if found == "prompt/completion" and _is_chat(row["prompt"]) else found
+        known = {names.get(key, key) for key in (*FORMATS[kind], *OPTIONAL.get(kind, ()))}
+        unread.update(str(key)[:40] for key in fields.keys() - known)
+        if kind == "prompt/completion" and all(_is_chat(row[key]) for key in FORMATS[kind]):
+            kind += " of messages"
         first = first or (kind, where)
         if kind != first[0]:
             raise TextError(f"{where}: it is {kind}, and {first[1]} is {first[0]}: give each format a file of its own")
-        known = {*FORMATS[found], *OPTIONAL.get(found, ())}
-        unread.update(str(key)[:40] for key in fields.keys() - {names.get(key, key) for key in known})
-        made.append(READERS[found](where, row, names, unread))
+        made.append(READERS[kind](where, row, names, unread))
     return first[0] if first else "text", made, unread
 
 
@@ -94,8 +96,9 @@ def _renamed(fields, names):
     return left | {ours: fields[theirs] for ours, theirs in names.items() if theirs in fields}
 
 
-def _is_chat(text):
-    return isinstance(text, list) or isinstance(text, str) and re.match(r'\s*\[\s*\{\s*"role"', text)
+def _is_chat(value):
+    """Messages, or a text that is them in JSON, as tables hold them: a text may begin with a bracket, too."""
+    return isinstance(value, list) or isinstance(value, str) and re.match(r'\s*\[\s*\{\s*"(role|content)"', value)
 
 
 def _unknown(fields, row, names):
@@ -110,48 +113,44 @@ def _unknown(fields, row, names):
 
 
 def _chosen(row):
-    whole = isinstance(row["chosen"], list) and row["chosen"][:1] and row["chosen"][0].get("role") != "assistant"
+    first = row["chosen"][0] if isinstance(row["chosen"], list) and row["chosen"] else None
+    whole = isinstance(first, dict) and first.get("role") != "assistant"
     ours = "messages" if whole else "completion" if "prompt" in row else "text"
     return f"to train on the chosen ones alone, give --map {ours}=chosen"
 
 
 def _text(where, row, names, unread):
-    if not isinstance(row["text"], str):
-        raise TextError(f"{where}: its {names.get('text', 'text')} is not a text")
-    check_text(row["text"], f"{where}: its text")
-    return Row(where, "text", text=row["text"])
+    return Row(where, "text", text=_string(where, "text", row["text"], names))
 
 
 def _prompt(where, row, names, unread):
-    if _is_chat(row["prompt"]) and _is_chat(row["completion"]):
-        before, after = (_messages(where, key, row[key], names, unread) for key in ("prompt", "completion"))
-        return _chat(where, before + after, row, len(before))
-    for key in ("prompt", "completion"):
-        if not isinstance(row[key], str) or not row[key].strip():
-            raise TextError(f"{where}: its {names.get(key, key)} is not a text or is empty")
-        check_text(row[key], f"{where}: its {key}")
-    return Row(where, "prompt", prompt=row["prompt"], completion=row["completion"])
+    prompt, completion = (_string(where, key, row[key], names, empty=False) for key in FORMATS["prompt/completion"])
+    return Row(where, "prompt", prompt=prompt, completion=completion)
+
+
+def _prompt_of_messages(where, row, names, unread):
+    before, after = (_messages(where, key, row[key], names, unread) for key in FORMATS["prompt/completion"])
+    return _chat(where, before + after, row, len(before))
 
 
 def _alpaca(where, row, names, unread):
+    system, asked, more, answer = (
+        _string(where, key, row.get(key) or "", names) for key in ("system", "instruction", "input", "output")
+    )
     history = _list(where, "history", row.get("history") or [])
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise TextError(f"{where}: its history is not a list of pairs, a question and its answer each")
-    asked = [text for text in (row["instruction"], row.get("input")) if text not in ("", None)] or [""]
-    for key in ("instruction", "input", "output", "system"):
-        if not isinstance(row.get(key) or "", str):
-            raise TextError(f"{where}: its {names.get(key, key)} is not a text")
-    turns = [("system", row["system"])] if row.get("system") else []
-    for question, answer in [*history, ("\n".join(asked), row["output"] or "")]:
-        turns += ("user", question), ("assistant", answer)
-    return _chat(where, _messages(where, "history", [dict(role=r, content=c) for r, c in turns], {}, unread), row)
+    turns = [dict(role="system", content=system)] if system else []
+    for question, reply in [*history, ("\n".join(filter(None, (asked, more))), answer)]:
+        turns += dict(role="user", content=question), dict(role="assistant", content=reply)
+    return _chat(where, _messages(where, "history", turns, {}, unread), row)
 
 
 def _conversation(where, row, names, unread):
     key = "messages" if "messages" in row else "conversations"
     messages = _messages(where, key, row[key], names, unread)
-    if (system := row.get("system")) and messages[0]["role"] != "system" and key == "conversations":
-        messages = _messages(where, "system", [dict(role="system", content=system)], {}, unread) + messages
+    if key == "conversations" and (system := row.get("system")) and messages[0]["role"] != "system":
+        messages.insert(0, dict(role="system", content=_string(where, "system", system, names)))
     return _chat(where, messages, row)
 
 
@@ -160,17 +159,23 @@ def _chat(where, messages, row, answers_from=0):
     return Row(where, "chat", messages=messages, tools=tools, answers_from=answers_from)
 
 
-READERS = {"messages": _conversation, "ShareGPT": _conversation, "text": _text}
-READERS |= {"prompt/completion": _prompt, "Alpaca": _alpaca}
+READERS = {"messages": _conversation, "ShareGPT": _conversation, "text": _text, "Alpaca": _alpaca}
+READERS |= {"prompt/completion": _prompt, "prompt/completion of messages": _prompt_of_messages}
+
+
+def _string(where, key, value, names, empty=True):
+    if not isinstance(value, str) or not (empty or value.strip()):
+        raise TextError(f"{where}: its {names.get(key, key)} is not a text{'' if empty else ' or is empty'}")
+    check_text(value, f"{where}: its {names.get(key, key)}")
+    return value
 
 
 def _list(where, key, value):
     """A list, which tables often hold as JSON."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise TextError(f"{where}: its {key} is a text that is no JSON list: write it with json.dumps") from None
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        raise TextError(f"{where}: its {key} is a text that is no JSON list: write it with json.dumps") from None
     if not isinstance(value, list):
         raise TextError(f"{where}: its {key} is not a list")
     return value
@@ -178,66 +183,53 @@ def _list(where, key, value):
 
 def _messages(where, key, turns, names, unread):
     """A conversation as `apply_chat_template` takes it. key: the field that holds it."""
-    turns = _list(where, names.get(key, key), turns)
+    turns = _list(where, key, turns)
     if not turns:
         raise TextError(f"{where}: its {key} is an empty conversation: give a question and its answer")
-    return [
-        _message(f"{where}: message {n} of its {key}", turn, names, unread) for n, turn in enumerate(turns, start=1)
-    ]
+    return [_message(f"{where}: message {n} of its {key}", turn, names, unread) for n, turn in enumerate(turns, 1)]
 
 
 def _message(which, turn, names, unread):
     if not isinstance(turn, dict):
         raise TextError(f'{which} is not an object, as {{"role": "user", "content": "..."}}')
     turn = {name: value for name, value in _renamed(turn, names).items() if value is not None}
-    role = turn.pop("from", None) if "role" not in turn else turn.pop("role")
-    text = turn.pop("value", None) if "content" not in turn else turn.pop("content")
-    if not isinstance(role, str) or role.lower() not in ROLES:
-        has = f"the role {str(role)[:40]!r}" if role is not None else "no role"
+    said, text = turn.pop("from", None), turn.pop("value", None)
+    said, text = turn.pop("role", said), turn.pop("content", text)
+    role = ROLES.get(str(said).lower())
+    if role is None:
+        has = "no role" if said is None else f"the role {str(said)[:40]!r}"
         raise TextError(f"{which} has {has}: give one of system, user, assistant, tool")
     unread.update(f"{name} of a message" for name in GRADES if name in turn)
     if isinstance(text, list):
-        other = next(
-            (part for part in text if not isinstance(part, dict) or not isinstance(part.get("text"), str)), None
-        )
-        if other is not None:
-            what = other.get("type") if isinstance(other, dict) else other
-            raise TextError(
-                f"{which} has content that is not text ({str(what)[:40]!r}): a language model reads text alone"
-            )
+        for part in text:
+            if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+                what = repr(str(part.get("type") if isinstance(part, dict) else part))[:40]
+                raise TextError(f"{which} has content that is not text ({what}): a language model reads text alone")
         text = "".join(part["text"] for part in text)
-    calls = turn.get("tool_calls")
-    if calls is None and role.lower() == "function_call" and isinstance(text, str):
-        calls, text = _written_call(text)
-    if calls is not None:
-        turn["tool_calls"] = [_call(which, call) for call in _list(which, "tool_calls", calls)]
-    elif not isinstance(text, str):
+    if said == "function_call" and isinstance(text, str) and (call := _decoded(text)) is not text:
+        turn["tool_calls"], text = [dict(type="function", function=call)], None
+    if "tool_calls" in turn:
+        turn["tool_calls"] = [_call(which, call) for call in _list(which, "tool_calls", turn["tool_calls"])]
+        text = text or ""  # some templates would print "None"
+    if not isinstance(text, str):
         raise TextError(f"{which} has content that is not a text")
-    text = text or ""  # beside a call there may be none, which some templates would print as "None"
     check_text(text, f"{which}: its content")
-    return dict(role=ROLES[role.lower()], content=text) | turn
-
-
-def _written_call(text):
-    """A call that stands as JSON where a message's text does, and the text that is left."""
-    try:
-        call = json.loads(text)
-    except (ValueError, RecursionError):
-        return None, text
-    return (
-        ([{"type": "function", "function": call}], None) if isinstance(call, dict) and "name" in call else (None, text)
-    )
+    return dict(role=role, content=text) | turn
 
 
 def _call(which, call):
-    """A tool call whose arguments are an object: OpenAI writes them as a text, and templates would quote that again."""
+    """A tool call whose arguments are an object: OpenAI writes them as a text, which templates would quote again."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise TextError(f"{which} has a tool call without a function's name")
-    arguments = function.get("arguments")
+    function = function | dict(arguments=_decoded(function.get("arguments", {})))
+    return call | dict(function=function) if "function" in call else function
+
+
+def _decoded(value):
+    """The object that a text writes in JSON; anything else as it is."""
     try:
-        decoded = json.loads(arguments) if isinstance(arguments, str) else arguments
+        inside = json.loads(value) if isinstance(value, str) else None
     except (ValueError, RecursionError):
-        decoded = arguments
-    function = function | {"arguments": decoded} if isinstance(decoded, dict) else function
-    return call | {"function": function} if "function" in call else function
+        inside = None
+    return inside if isinstance(inside, dict) else value

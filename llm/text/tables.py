@@ -52,19 +52,19 @@ def read_table(
     """
     if train_on not in chat.TRAIN_ON:
         raise SettingError(f"there is no --train-on {train_on} here: choose one of {', '.join(chat.TRAIN_ON)}")
-    apart = []
+    apart = ()
     if any((path / name).is_file() for name in rows.SAVED):
-        digest = rows.digest(path)
+        raw = b"".join(part.read_bytes() for part in sorted(path.rglob("*.arrow")))
         found, apart = map(list, rows.read_folder(path))
     else:
         raw = txt.read(path, SUFFIXES, corpora)
-        digest, found = hashlib.sha256(raw).hexdigest(), [*rows.read(path, raw)]
-    kind, read, unread = as_rows(found + apart, fields)
+        found = [*rows.read(path, raw)]
+    kind, read, unread = as_rows([*found, *apart], fields)
     chats = any(row.kind == "chat" for row in read)
-    made, held, lengths, long, cut, bare = [], [], [], {}, [], []
+    made, held, lengths, long, cut, bare, pieces = [], [], [], {}, [], [], []
     for i, row in enumerate(read):
         whole = _examples(row, tokenizer, limit, train_on)
-        if not any(map(any, (map(len, part[1::2]) for part in whole))) or not _says_something(row, train_on):
+        if not any(part for example in whole for part in example[1::2]) or not _says_something(row, train_on):
             bare.append(row.where)
             continue
         lengths.append(max(map(length, whole)))
@@ -77,22 +77,20 @@ def read_table(
             continue
         if fits != whole:
             cut.append(row.where)
+        if row.kind == "text" and len(fits) > 1:
+            pieces.append(row.where)
         (made if i < len(found) else held).append(tuple(tuple(map(tuple, part)) for part in fits))
-    texts = [text for row in read for text in _texts(row)]
-    notes = losses(texts, tokenizer, unread, chats)
+    notes = losses([text for row in read for text in _texts(row)], tokenizer, unread, chats)
     if chats:
         notes += tuple(chat.template_notes(tokenizer, tools=any(row.tools for row in read)))
     facts = {
-        "rows with nothing to grade are left out: {:,} ({})": bare,
-        "conversations of more than "
-        + f"{limit:,}"
-        + " tokens are cut behind the last answer that fits: {:,} ({})": cut,
+        "rows with nothing to grade are left out": bare,
+        f"conversations of more than {limit:,} tokens are cut behind the last answer that fits": cut,
+        f"texts of more than {limit:,} tokens are read in pieces": pieces,
     }
-    notes += tuple(fact.format(len(places), named(places)) for fact, places in facts.items() if places)
-    if pieces := sum(len(parts) > 1 for parts in made + held if kind == "text"):
-        notes += (f"texts of more than {limit:,} tokens are read in pieces: {pieces:,}",)
+    notes += tuple(f"{fact}: {len(places):,} ({named(places)})" for fact, places in facts.items() if places)
     train, held, more = _split(made, held, kind != "text" and train_on != "all")
-    return Table(kind, digest, train, held, lengths, long, cut, bare, notes + more, chats)
+    return Table(kind, hashlib.sha256(raw).hexdigest(), train, held, lengths, long, cut, bare, notes + more, chats)
 
 
 def _examples(row: Row, tokenizer, limit, train_on) -> list[Example]:
@@ -127,11 +125,8 @@ def _graded(row: Example) -> Example:
 
 def _cut(row: Example, limit) -> Example:
     """The row up to the end of its last graded part that fits; empty when none does."""
-    return (
-        row
-        if length(row) <= limit
-        else max((row[:n] for n in range(0, len(row) + 1, 2) if length(row[:n]) <= limit), key=len)
-    )
+    ends = range(len(row) // 2 * 2, 0, -2)
+    return row if length(row) <= limit else next((row[:end] for end in ends if length(row[:end]) <= limit), ())
 
 
 def _says_something(row, train_on):
@@ -149,13 +144,11 @@ def _texts(row):
     return [row.text] if row.kind == "text" else [message["content"] for message in row.messages]
 
 
-def named(places):
+def named(places: list[str]) -> str:
     """Where rows stand, the first of them counted up: "a.jsonl, lines 2, 5 and 12 more"."""
-    first, last = ([place.rpartition(" ")[i] for place in places[:NAMED]] for i in (0, 2))
-    more = f" and {len(places) - NAMED} more" if len(places) > NAMED else ""
-    if len({*first}) > 1:
-        return ", ".join(places[:NAMED]) + more
-    return f"{first[0]}{'s' * (len(places) > 1)} {', '.join(last)}{more}"
+    files, numbers = zip(*(place.rsplit(" ", 1) for place in places[:NAMED]))
+    some = f"{files[0]}s {', '.join(numbers)}" if len({*files}) == 1 < len(files) else ", ".join(places[:NAMED])
+    return some + (f" and {len(places) - NAMED} more" if len(places) > NAMED else "")
 
 
 def _split(made, apart, asked):
