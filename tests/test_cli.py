@@ -234,10 +234,10 @@ def scalars(folder):
     """What the event files of a folder say, read without TensorBoard: (tag, step, value), where nothing purged it later."""
     event_pb2, found = pytest.importorskip("tensorboardX.proto.event_pb2"), []
     for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns):
-        data = path.read_bytes()
-        while data:  # a record is its length in 8 bytes, 4 of a checksum, itself, 4 of a checksum
-            end = 12 + int.from_bytes(data[:8], "little")
-            event, data = event_pb2.Event.FromString(data[12:end]), data[end + 4 :]
+        left = path.read_bytes()
+        while left:  # a record is its length in 8 bytes, 4 of a checksum, itself, 4 of a checksum
+            end = 12 + int.from_bytes(left[:8], "little")
+            event, left = event_pb2.Event.FromString(left[12:end]), left[end + 4 :]
             if event.session_log.status == event.session_log.START:
                 found = [row for row in found if row[1] < event.step]
             found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]

@@ -565,11 +565,33 @@ def test_epochs_and_steps_together_or_of_data_without_end_are_one_sentence(setti
 # what the data are read with
 
 
-def test_fields_and_what_is_graded_reach_the_data(settings, tmp_path, monkeypatch):
-    asked, load = [], runs.load_dataset
-    monkeypatch.setattr(runs, "load_dataset", lambda *args, **options: asked.append(options) or load(*args))
-    begin(replace(settings, map="prompt = question,completion=answer", train_on="last"), tmp_path / "out")
-    assert asked == [dict(fields=dict(prompt="question", completion="answer"), train_on="last")]
+def test_a_map_names_the_fields_of_the_rows(settings, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(dict(question=f"{i}?", answer=f"{i}!")) for i in range(5)))
+    run = begin(
+        replace(settings, data=str(path), block=None, map="prompt = question,completion=answer"), tmp_path / "out"
+    )
+    assert run.data.size == 4 and run.data.completes
+
+
+def test_a_chat_is_trained_on_in_the_template_of_the_run_which_its_report_and_a_resumed_run_keep(settings, tmp_path):
+    turns = [dict(role=role, content="a") for role in ("user", "assistant") * 2]
+    path, template, out = tmp_path / "chat.jsonl", tmp_path / "mine.jinja", tmp_path / "out"
+    path.write_text("\n".join(json.dumps(dict(messages=turns + [turns[i % 2]] * i)) for i in range(2)))
+    template.write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}")
+    settings = replace(settings, data=str(path), block=None, template=str(template))
+    graded = [
+        sum((y != loss.IGNORE).sum().item() for _, y in begin(replace(settings, train_on=what), out).data.heldout)
+        for what in ("last", "answers", "all")
+    ]
+    assert graded == sorted({*graded})
+    go(begin(replace(settings, train_on="last"), out), until=2)
+    report = read_report(out)
+    assert (report["chat"], report["template"], report["train_on"]) == (True, template.read_text(), "last")
+    assert resume(out, dict(template=str(template), train_on="last")).done == 2
+    template.unlink()
+    assert resume(out).settings.template == report["template"]
+    assert_refused(lambda: resume(out, dict(template="plain")), "--template plain is not what the run in")
 
 
 def test_a_base_in_four_bits_has_as_many_parameters_as_before_and_keeps_them(settings, tmp_path):
@@ -724,7 +746,7 @@ NONSENSE = [
     ("measure", 0, "--measure 0 makes no sense: give a whole number from 1 up"),
     ("patience", 0, "--patience 0 makes no sense: give a whole number from 1 up"),
     ("train_on", "first", "there is no --train-on first here: choose one of answers, last, all"),
-    *(("map", x, f"--map {x} makes no sense: give fields as in prompt=q") for x in ("", "a", "a=b=c", "a=", "a=b,")),
+    ("map", "question", "--map question= is not as in prompt=question,completion=answer"),
     ("scaling", "beta", "unknown scaling 'beta'"),
     ("targets", "q_proj", "no nn.Linear matches the target 'q_proj'"),
     ("targets", "", "no nn.Linear matches the target ''"),

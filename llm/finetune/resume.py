@@ -13,6 +13,7 @@ from llm.errors import RunError
 from llm.finetune.run import RESUME, Run, learned, prepare, put
 from llm.finetune.settings import Settings
 from llm.finetune.torchrun import ALONE, Group
+from llm.text.chat import with_template
 from llm.tokenizer import GPT2
 
 # whose values have the types that a run's may have, or None
@@ -43,8 +44,6 @@ def resume(out: Path, given: dict | None = None, device: str = "cpu", group: Gro
         if damaged or odd or state["step"] < 0:
             raise ValueError
     if given.get("template") is not None:  # a run keeps what the file held
-        from llm.text.chat import with_template
-
         given["template"] = with_template(GPT2, given["template"]).template
     moved = {name: given.pop(name) for name in ("data", "base") if name in given}
     anew = "to go on, or choose another --out for a new run"

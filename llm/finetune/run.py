@@ -28,8 +28,10 @@ from llm.model import GPTConfig
 from llm.paths import user_path
 from llm.quantize import four_bit_layers
 from llm.relatives import METHODS, layers_of
+from llm.text.chat import with_template
 from llm.text.dataset import Dataset, load_dataset, names
 from llm.text.examples import JOIN
+from llm.text.formats import read_map
 from llm.training import Step, evaluate, make_optimizer, train
 
 RESUME, REPORT, LOG = "resume.pt", "run.json", "log.jsonl"
@@ -143,7 +145,7 @@ class Run:
         state |= dict(optimizer=self.optimizer.state_dict(), curve=self.curve, best=self.best, log=self.log)
         report = asdict(s) | dict(base=_portable(s.base, self.out), data=Path(s.data).name, digest=data.digest)
         report |= dict(done=self.done, curve=self.curve, best=self.best and dict(zip(("step", "heldout"), self.best)))
-        report |= dict(completes=data.completes, join=JOIN) | (dict(chat=True) if getattr(data, "chat", False) else {})
+        report |= dict(completes=data.completes, join=JOIN) | (dict(chat=True) if data.chat else {})
         report["counts"] = dict(training=data.size, heldout=sum(len(x) for x, _ in data.heldout), skipped=data.skipped)
 
         def write(path):
@@ -239,13 +241,10 @@ def prepare(settings: Settings, out: Path, device: str = "cpu", group: Group = A
         raise SettingError(f"--rows {settings.rows} is less than a row for each of {group.size} processes: give more")
     base = bases.load(settings.base, getattr(torch, settings.dtype), device, settings.quantize)
     if settings.template is not None:
-        from llm.text.chat import with_template
-
         base = replace(base, tokenizer=with_template(base.tokenizer, settings.template))
         settings = replace(settings, template=base.tokenizer.template)  # what a file of that name held
-    reading = dict(fields=settings.fields, train_on=settings.train_on)
-    reading = {name: value for name, value in reading.items() if value not in (None, Settings.train_on)}
-    data = load_dataset(settings.data, base.tokenizer, base.context, settings.block, settings.skip_long, **reading)
+    reading = settings.block, settings.skip_long, read_map(settings.map), settings.train_on
+    data = load_dataset(settings.data, base.tokenizer, base.context, *reading)
     if settings.steps is None:
         if settings.epochs is not None and data.size is None:
             raise SettingError(f"--epochs has no meaning for {settings.data}, which has no last row: give --steps")

@@ -61,16 +61,6 @@ class Settings:
     train_on: str = "answers"
     template: str | None = None
 
-    @property
-    def fields(self) -> dict[str, str] | None:
-        """The map "prompt=question,completion=answer" as a dict. Raises SettingError when it is none."""
-        if self.map is None:
-            return None
-        pairs = [[name.strip() for name in pair.split("=")] for pair in self.map.split(",")]
-        if not all(len(pair) == 2 and all(pair) for pair in pairs):
-            raise SettingError(f"--map {self.map} makes no sense: give fields as in prompt=question,completion=answer")
-        return dict(pairs)
-
     def check(self) -> None:
         """Raises SettingError with one sentence for the first setting that makes no sense."""
         if self.method == "qlora":
