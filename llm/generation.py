@@ -21,12 +21,13 @@ def generate(
     """`idx` (B, T) continued by up to `max_new_tokens` ids of `model`, a `GPT`.
 
     temperature 0 takes the likeliest token; top_k keeps the k likeliest; seed makes the draw repeatable;
-    stop: a token id that ends a row (the row is then filled with it); never: ids that are not to be drawn.
+    stop: a token id that ends a row (the row is then filled with it), or several; never: ids that are not to be drawn.
     What does not fit the context is read as `window` cuts it, so past the context the window slides.
     Raises SettingError as `check_sampling` does, and when there is no id to begin with.
     """
     context, past = model.config.block_size, None
     done = torch.zeros(idx.size(0), dtype=torch.bool, device=idx.device)
+    stops = stop_ids(stop, idx.device)
     with sampling(model, idx, max_new_tokens, temperature, top_k, seed, never) as draw:
         for _ in range(max_new_tokens):
             # positions are absolute: once the window slides every cached key is stale
@@ -35,13 +36,19 @@ def generate(
             else:
                 hidden, past = model.hidden(idx[:, -1:], past)
             new = draw(model.lm_head(hidden[:, -1]))  # (B,)
-            if stop is not None:
-                new = torch.where(done, stop, new)
-                done |= new == stop
+            if len(stops):
+                new = torch.where(done, stops[0], new)
+                done |= torch.isin(new, stops)
             idx = torch.cat((idx, new[:, None]), dim=1)
-            if stop is not None and done.all():
+            if done.all():
                 break
     return idx
+
+
+def stop_ids(stop: int | tuple[int, ...] | None, device: torch.device) -> torch.Tensor:
+    """The ids that end a row (n,); the first fills one that has ended."""
+    ids = () if stop is None else (stop,) if isinstance(stop, Integral) else stop
+    return torch.tensor(ids, dtype=torch.long, device=device)
 
 
 def window(idx: torch.Tensor, context: int, keep: int = 0) -> torch.Tensor:

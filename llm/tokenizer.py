@@ -86,6 +86,10 @@ class Tokenizer:
     holes: frozenset[int] = frozenset()  # ids below `size` that are no token
     special: tuple[str, ...] = ()  # the written forms of special tokens that a text may hold
     digest: str = ""  # of the tokenizer's files; empty for the built-in one
+    template: str = "plain"  # of conversations: Jinja, or the word for the one that `text.chat` has built in
+    named: tuple[tuple[str, str], ...] = ()  # what templates call special tokens: ("eos_token", "</s>")
+    # a text with special tokens in it to ids, and to each one's place in it (first character, one past the last) or None
+    mark: Callable[[str], tuple[list[int], list[tuple[int, int]] | None]] | None = None
 
     def start(self, text: str) -> list[int]:
         """Tokens of a text from its beginning on: what a model is given to go on with."""
@@ -96,4 +100,12 @@ class Tokenizer:
         return [*sorted(self.holes), *range(rows if self.size is None else self.size, rows)]
 
 
-GPT2 = Tokenizer("gpt2", encode, decode, END_OF_TEXT, END_OF_TEXT + 1, special=("<|endoftext|>",))
+GPT2 = Tokenizer(
+    "gpt2",
+    encode,
+    decode,
+    END_OF_TEXT,
+    END_OF_TEXT + 1,
+    special=("<|endoftext|>",),
+    named=(("eos_token", "<|endoftext|>"),),
+)

@@ -21,7 +21,7 @@ from llm import bases
 from llm.__main__ import main
 from llm.adapters.folder import CONFIG, TENSORS
 from llm.bases import smollm2
-from llm.cli import doctor, finetune, maintenance, use_adapter  # noqa: F401 (the commands are on the app then)
+from llm.cli import data, doctor, finetune, maintenance, use_adapter  # noqa: F401 (the commands are on the app then)
 from llm.cli.app import app
 from llm.cli.interrupts import asked_to_stop
 from llm.errors import AdapterError, BaseError, SettingError
@@ -132,7 +132,7 @@ def test_help_fits_a_screen_and_has_an_example_that_holds(name, capsys, monkeypa
     monkeypatch.setenv("COLUMNS", "80")
     code, out, err = said(capsys, *([name] if name else []), "--help")
     shown = out.rstrip().splitlines()
-    assert code == 0 and not err and len(shown) <= 32 and max(map(len, shown)) <= 80, out
+    assert code == 0 and not err and len(shown) <= 40 and max(map(len, shown)) <= 80, out
     assert not re.search("[^\n -~]", out)  # readable everywhere
     if name:
         (example,) = re.findall(r"^  Example: python -m llm (.*)$", out, re.M)
@@ -179,16 +179,103 @@ def test_finetune_in_json_is_a_line_for_the_start_each_step_and_the_end_and_noth
     assert [row["step"] for row in steps] == [1, 2, 3] and all(row["tokens"] == 24 for row in steps)
     assert {"loss", "lr", "seconds"} <= steps[0].keys() and last["heldout"] != first["heldout"]
     curve = [[0, first["heldout"]], *([row["step"], row["heldout"]] for row in steps if "heldout" in row)]
-    assert last["curve"] == curve and len(curve) == 4 and curve[-1] == [3, last["heldout"]]
+    assert last["curve"] == curve and len(curve) == 4 and [last["best"], last["heldout"]] in curve[1:]
     assert last["verdict"].keys() == {"kind", "sentence", "try_next"} and last["verdict"]["kind"] == "too cold"
+
+
+def of_a_run(tiny, capsys, monkeypatch, heldout, *options):
+    """What is said of a run of three steps whose held-out losses, the base's first, are these."""
+    losses = iter(heldout)
+    monkeypatch.setattr(runs, "evaluate", lambda *_, **__: next(losses))
+    argv = ["finetune", "text.txt", "--base", tiny, "--out", "out", "--steps", "3", "--measure", "1", *QUICK]
+    code, out, err = said(capsys, *argv, *options)
+    return code, out.splitlines(), err.splitlines()[-1]
+
+
+def test_finetune_says_which_step_is_kept_and_what_the_last_one_had(tiny, capsys, monkeypatch):
+    _, (_, kept, meaning), _ = of_a_run(tiny, capsys, monkeypatch, (5.0, 4.5, 3.0, 3.5))
+    best = "at step 2, the best of 3 measured (3.5000 at the last, step 3)"
+    assert kept == f"held-out loss 3.0000 {best}; the adapter is in out" and meaning.startswith(
+        "the held-out loss rose"
+    )
+
+
+def test_finetune_says_when_no_step_was_better_than_the_base(tiny, capsys, monkeypatch):
+    _, (_, kept, plainly, _), _ = of_a_run(tiny, capsys, monkeypatch, (5.0, 6.0, 5.5, 7.0))
+    assert kept.startswith("held-out loss 5.5000 at step 2")
+    assert plainly == "no step was better than the base, whose held-out loss is 5.0000"
+
+
+def test_finetune_says_when_its_patience_is_over_and_in_json_which_step_is_kept(tiny, capsys, monkeypatch):
+    code, (_, over, kept, _), _ = of_a_run(tiny, capsys, monkeypatch, (5.0, 4.0, 4.5), "--patience", "1")
+    assert code == 0 and over == "ended after step 2 of 3: 1 measurement behind the best step brought no better one"
+    assert kept.startswith("held-out loss 4.0000 at step 1")
+    options = "--patience", "1", "--json", "--out", "again"
+    _, rows, _ = of_a_run(tiny, capsys, monkeypatch, (5.0, 4.0, 4.5), *options)
+    *_, last = map(json.loads, rows)
+    assert [last[key] for key in ("event", "done", "steps", "best", "heldout")] == ["end", 2, 3, 1, 4.0]
+
+
+def test_a_stopped_run_says_whose_adapter_the_folder_has(tiny, capsys, monkeypatch):
+    interrupt_in_the_first_step(monkeypatch)
+    code, _, end = of_a_run(tiny, capsys, monkeypatch, (5.0, 4.0))
+    assert code == 130 and end.endswith("--out out`; the adapter is that of step 1, the best so far")
+
+
+def test_epochs_instead_of_steps_or_a_sentence(tiny, capsys):
+    argv = ["finetune", "text.txt", "--base", tiny, "--out", "out", *QUICK, "--epochs", "0.1", "--json"]
+    code, out, _ = said(capsys, *argv)
+    assert code == 0 and lines(out)[0]["steps"] == round(0.1 * 67 / 3) == lines(out)[-1]["done"]
+    code, out, err = said(capsys, "finetune", "records", "--steps", 5, "--epochs", 2)
+    assert (code, out) == (1, "") and err.startswith("error: --steps 5 and --epochs 2 are the same twice")
+
+
+def scalars(folder):
+    """What the event files of a folder say, read without TensorBoard: (tag, step, value), where nothing purged it later."""
+    event_pb2, found = pytest.importorskip("tensorboardX.proto.event_pb2"), []
+    for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        left = path.read_bytes()
+        while left:  # a record is its length in 8 bytes, 4 of a checksum, itself, 4 of a checksum
+            end = 12 + int.from_bytes(left[:8], "little")
+            event, left = event_pb2.Event.FromString(left[12:end]), left[end + 4 :]
+            if event.session_log.status == event.session_log.START:
+                found = [row for row in found if row[1] < event.step]
+            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+    return found
+
+
+def test_curves_for_tensorboard_are_those_of_the_log_also_after_a_stop(tiny, capsys, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    options = "--steps", "3", "--measure", "2", "--log", "tensorboard"
+    with monkeypatch.context() as patched:
+        interrupt_in_the_first_step(patched)
+        assert said(capsys, "finetune", "text.txt", "--base", tiny, "--out", "out", *options, *QUICK)[0] == 130
+    assert said(capsys, "finetune", "--resume", "--out", "out", "--log", "tensorboard")[0] == 0
+    rows, tags = (
+        lines(Path("out/log.jsonl").read_text()),
+        dict(loss="loss/training", heldout="loss/held-out", lr="rate"),
+    )
+    wanted = {(tags[key], row["step"]): row[key] for row in rows for key in tags if key in row}
+    drawn = scalars(Path("out/tensorboard"))
+    assert {(tag, step): value for tag, step, value in drawn} == pytest.approx(wanted) and len(drawn) == len(
+        wanted
+    ) == 9
+
+
+def test_without_tensorboardx_the_log_is_one_sentence_that_says_how_to_get_it(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    code, out, err = said(capsys, "finetune", "records", "--log", "tensorboard")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("error: --log tensorboard needs") and "pip install -e '.[data]'" in err
 
 
 def test_every_option_reaches_the_run(tiny, monkeypatch):
     asked = []
     monkeypatch.setattr(runs, "begin", lambda *args: asked.append(args) or (_ for _ in ()).throw(SettingError("x")))
     given = dict(rank=3, alpha=5.0, scaling="alpha/sqrt(r)", targets="mlp", steps=7, lr=0.25, rows=9, block=11, seed=13)
-    given |= dict(start="paper", dropout=0.5, quantize="nf4", method="dora")
-    options = [part for key, value in given.items() for part in (f"--{key}", str(value))]
+    given |= dict(start="paper", dropout=0.5, quantize="nf4", method="dora", epochs=2.5, measure=4, patience=6)
+    given |= dict(map="prompt=a", train_on="last", template="chatml")
+    options = [part for key, value in given.items() for part in (f"--{key.replace('_', '-')}", str(value))]
     assert main(["finetune", "text.txt", "--base", tiny, "--out", "o", "--dtype", "bfloat16", *options]) == 1
     [(settings, out, device, group)] = asked
     assert settings == Settings("text.txt", tiny, dtype="bfloat16", **given)
@@ -206,7 +293,7 @@ def test_ctrl_c_saves_what_there_is_and_the_run_goes_on_bit_for_bit(tiny, capsys
     out, err = run.communicate(timeout=1200)  # against a hang
     assert run.returncode == 128 + number
     done = lines(out)[-1]["done"]
-    assert lines(out)[-1] == dict(event="stopped", done=done, steps=5000, adapter="stopped")
+    assert lines(out)[-1] == dict(event="stopped", done=done, steps=5000, adapter="stopped", best=None)
     assert "stopping after this step" in err
     again = "go on with `python -m llm finetune --resume --out stopped`"
     assert err.splitlines()[-1] == f"stopped after step {done} of 5000, and saved: {again}"
@@ -414,8 +501,8 @@ def test_a_prompt_gets_the_line_break_that_the_rows_had_and_no_second_one(tiny, 
     monkeypatch.setattr(bases.Base, "generate", lambda self, prompt, *_: asked.append(prompt) or "")
     rows = [json.dumps({"prompt": str(i), "completion": "so"}) for i in range(3)]
     Path("rows.jsonl").write_text("\n".join(rows))
-    for data, out in (("rows.jsonl", "rows"), ("text.txt", "text")):
-        assert main(["finetune", data, "--base", tiny, "--out", out, "--steps", "1", *QUICK]) == 0
+    for source, out in (("rows.jsonl", "rows"), ("text.txt", "text")):
+        assert main(["finetune", source, "--base", tiny, "--out", out, "--steps", "1", *QUICK]) == 0
     for argv in (["7", "--adapter", "rows"], ["7\n", "--adapter", "rows"], ["7", "--adapter", "text"], ["7"]):
         assert main(["generate", *argv, *(["--base", tiny] if len(argv) == 1 else [])]) == 0
     assert asked == ["7\n", "7\n", "7", "7"]
@@ -542,6 +629,7 @@ NUMBERS = [
     ("generate x", "--seed", ("-1", "12345678901234567890")),
     ("finetune records", "--seed", ("-1", "12345678901234567890")),
     *(("finetune records", f"--{name}", ("0", "-1")) for name in ("every", "steps", "rank", "block", "accumulate")),
+    *(("finetune records", f"--{name}", ("0", "-1")) for name in ("measure", "patience", "epochs")),
     ("finetune records", "--rows", ("0", "1" + "0" * 400)),
     ("finetune records", "--alpha", ("0", "nan", "inf")),
     ("finetune records", "--lr", ("0", "-1", "nan", "1e300")),
@@ -828,4 +916,4 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(tiny, capsys, monke
 
 
 def test_no_file_of_an_adapter_is_left_out(made):
-    assert {path.name for path in Path(made).iterdir()} == {CONFIG, TENSORS, "run.json"}
+    assert {path.name for path in Path(made).iterdir()} == {CONFIG, TENSORS, "log.jsonl", "run.json"}

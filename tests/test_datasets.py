@@ -335,11 +335,15 @@ def test_half_a_character_is_refused_wherever_a_text_comes_from(text):
 
 
 def test_a_missing_file_a_folder_and_another_kind_of_file_are_one_sentence_each(tmp_path):
-    known = f"choose one of {', '.join(names())}, or give a .txt or .jsonl file"
+    kinds = ".txt, .jsonl, .json, .csv, .tsv or .parquet file"
+    known = f"choose one of {', '.join(names())}, or give a {kinds}"
     assert_refused(tmp_path / "no.txt", f"there is no file {tmp_path / 'no.txt'}: {known}")
     assert_refused("shakespear", f"there is no corpus called 'shakespear': {known}")
-    assert_refused(tmp_path, "is a folder: give one .txt or .jsonl file in it")
-    assert_refused(write(tmp_path / "a.csv", "a,b"), f"a.csv is neither .txt nor .jsonl: {known}")
+    assert_refused(tmp_path, f"is a folder: give one {kinds} in it, or a folder that datasets")
+    assert_refused(write(tmp_path / "a.docx", "a,b"), f"a.docx is no {kinds}: {known}")
+    assert_refused(
+        write(tmp_path / "a.jsonl.gz", b"\x1f\x8b"), f"a.jsonl.gz is packed: unpack it, then give the {kinds}"
+    )
 
 
 @pytest.mark.parametrize("suffix", [".TXT", ".Jsonl"])
@@ -378,7 +382,8 @@ def test_a_text_of_one_line_says_how_much_is_needed_and_just_enough_will_do(tmp_
         ("7", "is not an object"),
         ("null", "is not an object"),
         ('{"prompt": "a"}', "has no 'completion', it has 'prompt'"),
-        ('{"instruction": "a", "output": "b"}', "has no 'prompt', it has 'instruction', 'output'"),
+        ('{"instruction": "a", "response": "b"}', "has no 'output', it has 'instruction', 'response': say which field"),
+        ('{"q": "a", "a": "b"}', "it has 'q', 'a': say which field it is, as in --map prompt=q,completion=a"),
         ("{}", "has no 'prompt', it has nothing"),
         ('{"prompt": "a", "prompt": "b", "completion": "c"}', "the key 'prompt' stands twice: give each once"),
         ('{"prompt": "a", "completion": "c", "id": {"x": 1, "x": 2}}', "the key 'x' stands twice"),
@@ -398,18 +403,14 @@ def test_a_text_of_one_line_says_how_much_is_needed_and_just_enough_will_do(tmp_
         ('{"prompt": "a", "comp', "the row is cut off, or takes several lines"),
         ('{"prompt": "a",', "the row is cut off, or takes several lines"),
         ("{", "give each row one line, as `jq -c .` does"),
-        (
-            '{"messages": [{"role": "user", "content": "hi"}]}',
-            "has no 'prompt', it has 'messages': make the last message",
-        ),
-        ('{"conversations": [{"from": "human", "value": "hi"}]}', "make the last message of a chat the completion"),
+        ('{"instruction": "a", "input": "b", "output": "c"}', "it is Alpaca, and"),
+        ('{"messages": [{"role": "user", "content": "hi"}]}', "line 1 is prompt/completion: give each format a file"),
         (
             '{"prompt": [{"role": "user", "content": "a"}], "completion": []}',
-            "its prompt is not a text or is empty: make",
+            "it is prompt/completion of messages, and",
         ),
-        ('{"instruction": "a", "input": "b", "output": "c"}', "rename Alpaca's 'output' to 'completion'"),
-        ('{"prompt": "a", "chosen": "b", "rejected": "c"}', "it has 'prompt', 'chosen', 'rejected': rename 'chosen'"),
-        ('{"text": "just a text"}', "put texts without a prompt into a .txt file"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c"}', "it is a preference, of which no run here learns both"),
+        ('{"text": "just a text"}', "it is text, and"),
         ("[" * 100_000, "is nested too deeply"),
     ],
 )

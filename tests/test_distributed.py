@@ -20,6 +20,7 @@ from llm.__main__ import main
 from llm.adapters import inspect_adapter
 from llm.adapters.folder import TENSORS
 from llm.errors import PeerError, RunError, TrainingError
+from llm.finetune import run as runs
 from llm.finetune import torchrun
 from llm.finetune.resume import resume
 from llm.finetune.run import RESUME, begin, together
@@ -217,7 +218,17 @@ def test_when_one_process_wants_to_stop_all_do_and_the_loss_is_that_of_the_whole
     for theirs, mine, agreed in ((1.0, False, True), (0.0, True, True), (0.0, False, False)):
         monkeypatch.setattr(dist, "all_reduce", lambda both, n=theirs: both.add_(torch.tensor([0.75, n])))
         assert Group(0, 2).agree(2.5, mine) == (2.0, agreed)
-    assert ALONE.agree(2.5, True) == (2.5, True)
+    monkeypatch.setattr(dist, "all_reduce", lambda sums: sums.add_(torch.tensor([0.75, 0.0, 1.0])))
+    assert Group(0, 2).agree(2.5, False, False) == (2.0, False, True)
+    assert ALONE.agree(2.5, True, False) == (2.5, True, False)
+
+
+def test_a_process_that_does_not_measure_ends_with_the_one_whose_patience_is_over(data, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(Group, "loss", lambda self, loss: loss)
+    monkeypatch.setattr(runs, "evaluate", lambda *_, **__: pytest.fail("rank 0 measures"))
+    monkeypatch.setattr(Group, "agree", lambda self, loss, *wishes: (loss, wishes[0], run.done == 2))
+    run = begin(Settings(data, tiny, patience=1, measure=1, steps=9, **OPTIONS), tmp_path / "out", group=Group(1, 2))
+    assert [step.index for step in run.steps()] == [0, 1] and run.finished and not (tmp_path / "out").exists()
 
 
 def heard(monkeypatch, *others):

@@ -1,5 +1,6 @@
 """A run is a generator of steps that saves as it goes; stopped anywhere, it goes on bit for bit, or says why not."""
 
+import hashlib
 import json
 import pickle
 import re
@@ -15,7 +16,7 @@ import torch.nn as nn
 from safetensors.torch import load_file
 
 from llm import bases, files, loss
-from llm.adapters import fingerprint, inspect_adapter, load_adapter
+from llm.adapters import fingerprint, inspect_adapter, load_adapter, save_adapter
 from llm.adapters.folder import TENSORS
 from llm.course.tasks import ARMS
 from llm.errors import AdapterError, RunError, SettingError, TrainingError, WriteError
@@ -30,7 +31,7 @@ from llm.finetune.torchrun import Group
 from llm.lora import lora_layers
 from llm.relatives import METHODS, method_of
 from llm.text.examples import JOIN
-from llm.training import evaluate
+from llm.training import Step, evaluate
 
 TEXT = "The cat sat on the mat, and the dog sat on the log. " * 40
 
@@ -67,15 +68,15 @@ def go(run, until=None, every=50):
 def test_a_run_yields_its_steps_and_leaves_an_adapter_that_loads_and_no_more_than_that(settings, tmp_path):
     run = begin(settings, tmp_path / "out")
     assert [step.index for step in run.steps()] == list(range(6)) and run.done == 6
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted([*finetune_files(), "run.json"])
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == finetune_files()
     base = bases.load(settings.base)
     load_adapter(base.model, tmp_path / "out")
-    assert evaluate(base.model, run.data.heldout, loss=base.loss) == run.heldout()
+    assert evaluate(base.model, run.data.heldout, loss=base.loss) == run.best[1]
     assert inspect_adapter(tmp_path / "out").r == 2 and inspect_adapter(tmp_path / "out").scale == 2.0
 
 
 def finetune_files():
-    return ["adapter_config.json", TENSORS]
+    return ["adapter_config.json", TENSORS, "log.jsonl", "run.json"]
 
 
 def test_only_the_adapter_trains(settings, tmp_path):
@@ -104,8 +105,13 @@ def test_the_same_settings_give_the_same_adapter_and_another_seed_another(settin
 
 
 def test_the_report_says_what_the_adapter_was_made_with(settings, tmp_path):
-    go(begin(settings, tmp_path / "out"))
+    run = begin(settings, tmp_path / "out")
+    go(run)
     made_with = asdict(settings) | dict(data="text.txt", lr=1e-3, done=6, completes=False, join=JOIN)
+    made_with |= dict(counts=dict(training=67, heldout=7, skipped=0), curve=[[*point] for point in run.curve])
+    made_with |= dict(
+        best=dict(step=run.best[0], heldout=run.best[1]), digest=hashlib.sha256(TEXT.encode()).hexdigest()
+    )
     assert read_report(tmp_path / "out") == made_with
     for spoilt in ("", "[]", '{"base": 7}', "[" * 100_000):
         (tmp_path / "out" / "run.json").write_text(spoilt)
@@ -197,7 +203,7 @@ def test_each_method_goes_on_bit_for_bit_and_its_adapter_says_what_the_run_said(
     assert same(tmp_path / "whole", tmp_path / "halves")
     assert read_report(tmp_path / "whole")["method"] == method
     base = load_adapter(bases.load(settings.base).model, tmp_path / "whole")
-    assert evaluate(base, run.data.heldout) == pytest.approx(run.heldout(), abs=1e-5)
+    assert evaluate(base, run.data.heldout) == pytest.approx(run.best[1], abs=1e-5)
 
 
 def test_the_command_line_knows_the_methods_whose_adapters_can_be_kept():
@@ -357,6 +363,12 @@ OTHERS = dict(
     checkpointing=True,
     quantize="nf4",
     method="dora",
+    epochs=2.0,
+    measure=3,
+    patience=2,
+    map="prompt=question",
+    train_on="all",
+    template="plain",
 )
 
 
@@ -376,14 +388,210 @@ def test_every_setting_is_held_to_what_it_was():
 
 
 def test_a_run_keeps_its_curve_through_a_stop(settings, tmp_path):
-    whole, halves = begin(settings, tmp_path / "whole"), begin(settings, tmp_path / "halves")
-    whole.heldout(), halves.heldout()
+    whole, halves = (begin(replace(settings, measure=2), tmp_path / name) for name in ("whole", "halves"))
     go(whole), go(halves, until=3)
     again = resume(tmp_path / "halves")
-    assert again.curve == whole.curve[:1] and len(again.losses) == 3
+    assert again.heldout() == whole.curve[1][1]  # what was measured last: a measurement more would be another run
+    assert again.curve == whole.curve[:2] and len(again.losses) == 3
     go(again)
-    again.heldout(), whole.heldout()
-    assert again.curve == whole.curve and again.losses == whole.losses and len(again.curve) == 2
+    assert again.curve == whole.curve and again.losses == whole.losses and len(again.curve) == 4
+
+
+# the best step
+
+
+def measuring(monkeypatch, *losses):
+    """Let the held-out losses of what runs next be these."""
+    losses = iter(losses)
+    monkeypatch.setattr(runs, "evaluate", lambda *_, **__: next(losses))
+
+
+def as_it_was(settings, folder, step):
+    """The adapter after `step` steps of the same run: where nothing is measured yet the folder holds the last one."""
+    go(begin(replace(settings, measure=settings.steps, patience=None), folder), until=step)
+    return folder
+
+
+TURNS = 5.0, 4.0, 4.5, 3.0, 3.5, 3.0, 6.0  # the base's, then of each step: the third is the best one
+
+
+def test_the_adapter_is_that_of_the_best_step_in_the_folder_and_in_the_model_and_the_report_names_it(
+    settings, tmp_path, monkeypatch
+):
+    reference = as_it_was(settings, tmp_path / "reference", 3)
+    measuring(monkeypatch, *TURNS)
+    run = begin(replace(settings, measure=1), tmp_path / "out")
+    losses = go(run)
+    assert run.curve == [*enumerate(TURNS)] and len(losses) == 6
+    assert same(tmp_path / "out", reference) and run.best == (3, 3.0)
+    assert [read_report(tmp_path / "out")[key] for key in ("done", "best")] == [6, dict(step=3, heldout=3.0)]
+    save_adapter(run.base.model, tmp_path / "again")
+    assert same(tmp_path / "again", reference)
+
+
+@pytest.mark.parametrize("method", SAVED)
+def test_of_a_stopped_run_the_folder_has_the_best_step_so_far_and_the_run_goes_on_from_its_last_one(
+    settings, tmp_path, monkeypatch, method
+):
+    settings = replace(by(settings, method), measure=1)
+    measuring(monkeypatch, *TURNS)
+    whole = begin(settings, tmp_path / "whole")
+    losses = go(whole)
+    measuring(monkeypatch, *TURNS)
+    first = go(begin(settings, tmp_path / "halves"), until=5)
+    assert same(tmp_path / "halves", tmp_path / "whole")
+    measuring(monkeypatch, *TURNS[6:])
+    again = resume(tmp_path / "halves")
+    assert again.best == (3, 3.0) and first + go(again) == losses
+    assert same(tmp_path / "halves", tmp_path / "whole") and again.curve == whole.curve
+
+
+def test_a_run_that_ends_better_than_it_stopped_keeps_what_came_later(settings, tmp_path, monkeypatch):
+    falling = 5.0, 4.0, 4.5, 3.0, 3.5, 3.0, 2.0
+    measuring(monkeypatch, *falling)
+    go(begin(replace(settings, measure=1), tmp_path / "out"), until=4)
+    go(run := resume(tmp_path / "out"))
+    assert run.best == (6, 2.0) and same(tmp_path / "out", as_it_was(replace(settings, steps=7), tmp_path / "six", 6))
+
+
+def test_an_overfitted_run_keeps_the_turn(tmp_path, tiny):
+    (tmp_path / "text.txt").write_text("a b " * 200 + "c d e " * 14)  # what is held out is another text
+    out = tmp_path / "out"
+    run = begin(Settings(str(tmp_path / "text.txt"), tiny, steps=40, rows=4, block=8, lr=0.05, measure=2), out)
+    go(run)
+    assert run.best[1] < run.curve[-1][1] - 0.05
+    base = load_adapter(bases.load(tiny).model, out)
+    assert evaluate(base, run.data.heldout) == pytest.approx(run.best[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("until", [None, 2, 4])
+def test_patience_ends_a_run_after_as_many_measurements_without_a_new_best(settings, tmp_path, monkeypatch, until):
+    measuring(monkeypatch, 5.0, 4.0, 3.0, 3.5, 3.0)
+    settings = replace(settings, measure=1, patience=2)
+    run = begin(settings, tmp_path / "out")
+    if until:
+        for step in run.steps(stop=lambda: run.done == until and until == 2):
+            if step.index == 3:  # a process that is killed when all is done
+                break
+        run = resume(tmp_path / "out")
+    go(run)
+    assert run.done == 4 and run.finished and not (tmp_path / "out" / RESUME).exists()
+    assert same(tmp_path / "out", as_it_was(settings, tmp_path / "two", 2))
+    assert read_report(tmp_path / "out")["done"] == 4 and go(run) == []
+
+
+def test_with_patience_to_spare_a_run_takes_all_its_steps(settings, tmp_path, monkeypatch):
+    measuring(monkeypatch, 5.0, 7.0, 6.9, 7.0, 6.8, 7.0, 7.0)
+    go(run := begin(replace(settings, measure=1, patience=3), tmp_path / "out"))
+    assert run.done == 6 and run.best == (4, 6.8)  # worse than the base, and the best there is
+
+
+@pytest.mark.parametrize(
+    ("steps", "measure", "at"),
+    [
+        (1000, None, [0, 20, 50, *range(100, 1001, 100)]),
+        (3, None, [0, 1, 2, 3]),
+        (1, None, [0, 1]),
+        (10, 4, [0, 4, 8, 10]),
+        (3, 9, [0, 3]),
+    ],
+)
+def test_the_heldout_loss_is_measured_twelve_times_a_run_or_every_so_many_steps_and_at_the_end(
+    settings, tmp_path, monkeypatch, steps, measure, at
+):
+    def no_work(*_, steps, start, **__):
+        yield from (Step(i, 1.0, 1e-3, 0.1, 24) for i in range(start, steps))
+
+    monkeypatch.setattr(runs, "train", no_work)
+    monkeypatch.setattr(runs, "evaluate", lambda *_, **__: 1.0)
+    go(run := begin(replace(settings, steps=steps, measure=measure), tmp_path / "out"), every=5000)
+    assert [step for step, _ in run.curve] == at
+
+
+def test_the_log_has_a_line_a_step_and_none_that_is_behind_the_checkpoint_gone_on_from(settings, tmp_path):
+    def rows():
+        return [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+
+    run = begin(replace(settings, measure=2), tmp_path / "out")
+    for step in run.steps(every=3):
+        assert rows()[-1]["step"] == step.index + 1  # at once
+        if step.index == 4:
+            break
+    with (tmp_path / "out" / "log.jsonl").open("a") as log:
+        log.write('{"step": 6, "lo')
+    run = resume(tmp_path / "out")
+    next(steps := run.steps())
+    assert [row["step"] for row in rows()] == [0, 1, 2, 3, 4]
+    list(steps)
+    assert rows() == run.log and [row["step"] for row in rows()] == [0, 1, 2, 3, 4, 5, 6]
+    assert [(row["step"], row["heldout"]) for row in rows() if "heldout" in row] == run.curve and len(run.curve) == 4
+    assert [row["loss"] for row in rows()[1:]] == run.losses and {"lr", "seconds", "tokens"} < rows()[1].keys()
+
+
+# how long
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rows", "steps"), [(1.0, 3, 8), (2.0, 3, 15), (0.5, 3, 4), (0.01, 3, 1), (1, 50, 1)]
+)
+def test_epochs_are_as_many_rows_as_the_data_have(settings, tmp_path, epochs, rows, steps):
+    lines = [json.dumps({"prompt": f"{i}", "completion": "so"}) for i in range(25)]  # of which two are held out
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    data = replace(settings, data=str(tmp_path / "rows.jsonl"), block=None, rows=rows)
+    run = begin(replace(data, steps=None, epochs=epochs), tmp_path / "out")
+    assert run.settings.steps == steps and run.data.size == 23
+
+
+def test_an_epoch_of_a_text_is_all_its_windows_and_a_resumed_run_knows_its_steps(settings, tmp_path):
+    settings = replace(settings, steps=None, epochs=0.25)
+    run = begin(settings, tmp_path / "out")
+    assert run.settings.steps == round(0.25 * 67 / 3) == 6 and run.data.size == 67
+    go(run, until=2)
+    again = resume(tmp_path / "out", dict(epochs=0.25))
+    assert again.settings == run.settings
+    assert_refused(lambda: resume(tmp_path / "out", dict(epochs=1.0)), "--epochs 1.0 is not what the run in")
+    go(again)
+    assert again.done == 6 and read_report(tmp_path / "out")["epochs"] == 0.25
+
+
+def test_epochs_and_steps_together_or_of_data_without_end_are_one_sentence(settings, tmp_path):
+    twice = replace(settings, epochs=2.0)
+    assert_refused(lambda: begin(twice, tmp_path / "a"), "--steps 6 and --epochs 2 are the same", error=SettingError)
+    endless = replace(settings, data="records", block=None, steps=None, epochs=2.0)
+    assert_refused(lambda: begin(endless, tmp_path / "a"), "no last row: give --steps", error=SettingError)
+    assert begin(replace(settings, steps=None), tmp_path / "a").settings.steps == 100
+
+
+# what the data are read with
+
+
+def test_a_map_names_the_fields_of_the_rows(settings, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(dict(question=f"{i}?", answer=f"{i}!")) for i in range(5)))
+    run = begin(
+        replace(settings, data=str(path), block=None, map="prompt = question,completion=answer"), tmp_path / "out"
+    )
+    assert run.data.size == 4 and run.data.completes
+
+
+def test_a_chat_is_trained_on_in_the_template_of_the_run_which_its_report_and_a_resumed_run_keep(settings, tmp_path):
+    turns = [dict(role=role, content="a") for role in ("user", "assistant") * 2]
+    path, template, out = tmp_path / "chat.jsonl", tmp_path / "mine.jinja", tmp_path / "out"
+    path.write_text("\n".join(json.dumps(dict(messages=turns + [turns[i % 2]] * i)) for i in range(2)))
+    template.write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}")
+    settings = replace(settings, data=str(path), block=None, template=str(template))
+    graded = [
+        sum((y != loss.IGNORE).sum().item() for _, y in begin(replace(settings, train_on=what), out).data.heldout)
+        for what in ("last", "answers", "all")
+    ]
+    assert graded == sorted({*graded})
+    go(begin(replace(settings, train_on="last"), out), until=2)
+    report = read_report(out)
+    assert (report["chat"], report["template"], report["train_on"]) == (True, template.read_text(), "last")
+    assert resume(out, dict(template=str(template), train_on="last")).done == 2
+    template.unlink()
+    assert resume(out).settings.template == report["template"]
+    assert_refused(lambda: resume(out, dict(template="plain")), "--template plain is not what the run in")
 
 
 def test_a_base_in_four_bits_has_as_many_parameters_as_before_and_keeps_them(settings, tmp_path):
@@ -498,6 +706,7 @@ def spoil(path, how):
             "a number that is a text": lambda: state["settings"].update(rank="8"),
             "a setting of another version": lambda: state["settings"].update(colour="red"),
             "before the beginning": lambda: state.update(step=-1),
+            "of the time before there was a log": lambda: state.pop("log"),
         }
         changes[how]()
         torch.save(state, path)
@@ -511,6 +720,7 @@ WRONG = [
     "a number that is a text",
     "a setting of another version",
     "before the beginning",
+    "of the time before there was a log",
 ]
 
 
@@ -533,6 +743,10 @@ NONSENSE = [
     ("precision", "int8", "there is no --precision int8 here: choose one of auto, float32, bfloat16"),
     ("method", "prefix", "there is no --method prefix here: choose one of lora, rslora, lora+"),
     ("method", "ia3", "--rank 2 means nothing to --method ia3: leave it out"),
+    ("measure", 0, "--measure 0 makes no sense: give a whole number from 1 up"),
+    ("patience", 0, "--patience 0 makes no sense: give a whole number from 1 up"),
+    ("train_on", "first", "there is no --train-on first here: choose one of answers, last, all"),
+    ("map", "question", "--map question= is not as in prompt=question,completion=answer"),
     ("scaling", "beta", "unknown scaling 'beta'"),
     ("targets", "q_proj", "no nn.Linear matches the target 'q_proj'"),
     ("targets", "", "no nn.Linear matches the target ''"),
@@ -580,7 +794,7 @@ def test_a_second_run_into_the_folder_of_a_run_at_work_is_refused_and_the_first_
                 refused(lambda: resume(out), out)
                 assert contents(out) == before
     assert same(tmp_path / "alone", out)
-    assert sorted(path.name for path in out.iterdir()) == sorted([*finetune_files(), "run.json"])
+    assert sorted(path.name for path in out.iterdir()) == finetune_files()
 
 
 def test_a_folder_is_free_again_however_its_run_ended(settings, tmp_path):
@@ -611,7 +825,7 @@ def test_what_a_killed_run_was_writing_goes_when_it_is_gone_on_with(stopped):
     (stopped / f"{files.UNFINISHED}x").mkdir()
     (stopped / f"{files.UNFINISHED}x" / RESUME).write_bytes(b"half")
     go(resume(stopped))
-    assert sorted(path.name for path in stopped.iterdir()) == sorted([*finetune_files(), "run.json"])
+    assert sorted(path.name for path in stopped.iterdir()) == finetune_files()
 
 
 def test_a_run_that_another_process_cannot_begin_leaves_the_folder_free(settings, tmp_path):
@@ -643,7 +857,7 @@ def test_an_adapter_that_cannot_be_saved_leaves_the_checkpoint_before_it(setting
     with pytest.raises(TrainingError, match="holds NaN or infinity"):
         go(run)
     assert not (tmp_path / "out").exists()
-    run = begin(settings, tmp_path / "out")
+    run = begin(replace(settings, measure=6), tmp_path / "out")
     with pytest.raises(AdapterError, match="not finite"):
         for step in run.steps(every=2):
             if step.index == 3:

@@ -84,7 +84,8 @@ def test_no_requirement_has_an_upper_end_that_would_age():
 
 def test_all_that_the_package_imports_is_required_and_what_only_some_need_is_imported_where_it_is_used():
     extras = PROJECT["optional-dependencies"]
-    real = requirements(extras["real"] + extras["lab"]).keys() | {"huggingface_hub"}  # comes with transformers
+    real = requirements(extras["real"] + extras["data"] + extras["lab"]).keys()
+    real |= {"huggingface_hub", "pyarrow"}  # they come with transformers and datasets
     for path in FILES:
         top_level = set(imported(path, ast.parse(path.read_text(encoding="utf-8")).body))
         for module in imported(path):

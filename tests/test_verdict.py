@@ -81,4 +81,6 @@ def test_the_sentence_holds_the_numbers_that_it_speaks_of_and_the_advice_is_what
     assert "rate" in verdict(curve(4.5, 4.5, 4.5), between(4.5, 4.5)).try_next
     assert "steps" in verdict(curve(4.5, 4.0, 3.5), between(4.5, 3.5)).try_next
     heart = verdict(curve(3.2, 2.9, 2.8, 3.0, 3.3), between(3.2, 2.2, 0.9))
-    assert "step 50" in heart.sentence and "fewer steps, about 50" in heart.try_next
+    assert "step 50" in heart.sentence and heart.try_next.startswith("the best step was kept; for a better one try")
+    rising = verdict(curve(3.2, 3.3, 3.6, 4.0, 4.5), between(3.2, 2.0, 0.5))
+    assert rising.kind == "overfitting" and "kept" not in rising.try_next  # none was better than the base

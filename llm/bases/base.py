@@ -6,6 +6,7 @@ import torch
 import torch.nn as nn
 
 from llm.bases import transformers_models
+from llm.text import chat
 from llm.tokenizer import Tokenizer
 from llm.training import Loss
 
@@ -36,10 +37,33 @@ class Base:
         """
         prompt_ids = self.tokenizer.encode(prompt)
         ids = [*self.tokenizer.begin, *prompt_ids] or [self.tokenizer.end]
-        start = torch.tensor([ids], device=next(self.model.parameters()).device)
         options = dict(temperature=temperature, top_k=top_k, seed=seed, stop=self.tokenizer.end)
-        out = generate(self.model, start, max_new_tokens, self.tokenizer, **options)
-        return new_text(self.tokenizer, prompt_ids, out[0, len(ids) :].tolist())
+        return new_text(self.tokenizer, prompt_ids, self._new(ids, max_new_tokens, **options))
+
+    def chat(
+        self,
+        messages: list[dict] | str,
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int | None = 40,
+        seed: int | None = None,
+        tools: list | None = None,
+    ) -> str:
+        """The model's answer to a conversation, or to one message of a user, written with the tokenizer's template.
+
+        It ends at the template's end of turn, or at the end token. The errors are those of `generate` and `chat.opening`.
+        """
+        messages = [dict(role="user", content=messages)] if isinstance(messages, str) else messages
+        ids, end = chat.opening(messages, self.tokenizer, tools), chat.end_of_turn(self.tokenizer)
+        options = dict(temperature=temperature, top_k=top_k, seed=seed, stop=(end, self.tokenizer.end))
+        new = self._new(ids, max_new_tokens, **options)
+        answer = new_text(self.tokenizer, ids, new[: new.index(end)] if end in new else new)
+        # on a vocabulary that lacks the template's end, its letters are what ends an answer
+        return answer.partition(chat.end_text(self.tokenizer) or "\0")[0].strip()
+
+    def _new(self, ids, max_new_tokens, **options):
+        start = torch.tensor([ids], device=next(self.model.parameters()).device)
+        return generate(self.model, start, max_new_tokens, self.tokenizer, **options)[0, len(ids) :].tolist()
 
 
 def new_text(tokenizer: Tokenizer, ids: list[int], new: list[int]) -> str:

@@ -3,6 +3,7 @@
 Weights are read from safetensors; a learner's own `.pt` is unpickled with `weights_only=True`, nothing else ever is.
 """
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,12 @@ from llm.bases.base import Base, vocabulary_rows
 from llm.bases.smollm2 import fetch_smollm2
 from llm.bases.transformers_models import is_full, theirs
 from llm.bases.transformers_tokenizers import has_vocabulary, read_tokenizer
-from llm.checkpoint_folder import TENSORS, fill, read_file, read_folder
+from llm.checkpoint_folder import CONFIG, TENSORS, fill, read_file, read_folder
 from llm.errors import BaseError
 from llm.model import GPT, GPTConfig
 from llm.paths import BASE, CHECKPOINT, user_path
 from llm.quantize import quantize, read_scheme
-from llm.tokenizer import GPT2
+from llm.tokenizer import GPT2, Tokenizer
 from llm.training import own_loss
 
 HUB = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"} | gpt2_weights.HUB  # what others call our names
@@ -59,6 +60,32 @@ def load(
             raise BaseError(f"{name} does not fit into memory: close other programs, or use torch.bfloat16") from None
         raise
     return base
+
+
+def load_tokenizer(name: str | Path = "course") -> tuple[Tokenizer, int]:
+    """The tokenizer of the base that `load` knows by `name`, and its context; a large model's weights are not read.
+
+    Raises BaseError as `load` does.
+    """
+    folder, ours = user_path(name), OURS.get(name, name)
+    if not name or name in NAMES or not os.path.isdir(folder):
+        if ours == "course" or ours in gpt2_weights.HUB:
+            return GPT2, GPTConfig().block_size if ours == "course" else 1024
+        folder = fetch_smollm2() if ours == "smollm2" else folder
+    try:
+        kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_type", "gpt2")
+    except (OSError, ValueError, AttributeError):
+        kind = "gpt2"
+    if kind == "gpt2":  # also what is no base: `load` says why
+        base = load(name)
+        return base.tokenizer, base.context
+    with transformers_models.quiet(), theirs(f"transformers cannot read {folder}", "copy it again"):
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return read_tokenizer(folder), transformers_models.context(model)
 
 
 def _load(name, dtype):

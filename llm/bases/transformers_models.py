@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from llm.checkpoint_folder import compare, first_line
 from llm.errors import BaseError, CourseError
-from llm.generation import sampling, window
+from llm.generation import sampling, stop_ids, window
 from llm.loss import head_loss
 
 INSTALL = "run `make real`, or pip install -e '.[real]'"
@@ -132,6 +132,8 @@ def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, seed=None,
     """
     most, end = context(model), idx.size(1) + max_new_tokens
     done = torch.zeros(idx.size(0), 1, dtype=torch.bool, device=idx.device)
+    stops = stop_ids(stop, idx.device)
+    ends = dict(eos_token_id=stops.tolist() or None, pad_token_id=next(iter(stops.tolist()), 0))
     folders_options = model.generation_config
     failing = theirs(f"the model {type(model).__name__} cannot go on with this text", "take another base")
     with sampling(model, idx, max_new_tokens, temperature, top_k, seed, never) as draw, quiet(), failing:
@@ -145,13 +147,12 @@ def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, seed=None,
                 x = window(idx, most, keep)
                 # all that fits the context, and past it one token, before the window slides
                 length = min(end - idx.size(1), most - x.size(1) + 1)
-                options = dict(max_new_tokens=length, eos_token_id=stop, pad_token_id=stop or 0, use_cache=True)
-                config = model.generation_config = GenerationConfig(**options)
+                config = model.generation_config = GenerationConfig(max_new_tokens=length, use_cache=True, **ends)
                 inputs = dict(input_ids=x, attention_mask=torch.ones_like(x), logits_processor=[only_the_drawn])
                 new = model.generate(**inputs, generation_config=config)[:, x.size(1) :]
-                if stop is not None:
-                    new = torch.where(done, stop, new)
-                    done |= (new == stop).any(1, keepdim=True)
+                if len(stops):
+                    new = torch.where(done, stops[0], new)
+                    done |= torch.isin(new, stops).any(1, keepdim=True)
                 idx = torch.cat((idx, new), dim=1)
         finally:
             model.generation_config = folders_options

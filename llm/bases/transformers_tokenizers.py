@@ -3,6 +3,7 @@
 import hashlib
 import json
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from llm.bases.transformers_models import quiet, theirs
 from llm.checkpoint_folder import CONFIG
 from llm.errors import BaseError, TextError
+from llm.text.chat import jinja
 from llm.tokenizer import Tokenizer, in_pieces
 
 # each holds a vocabulary; beside them lie settings, which alone are no tokenizer
@@ -29,8 +31,11 @@ class TransformersTokenizer(Tokenizer):
 
     def save(self, folder: Path) -> None:
         """Write it into `folder`, from which `read_tokenizer` has it back."""
+        source = copy(self.source)
+        if self.template != _template(source):
+            source.chat_template = jinja(self)
         with quiet():
-            self.source.save_pretrained(folder)
+            source.save_pretrained(folder)
 
 
 def has_vocabulary(folder: Path) -> bool:
@@ -74,6 +79,13 @@ def read_tokenizer(folder: Path) -> TransformersTokenizer:
     def decode(ids):
         return source.decode(list(map(int, ids)), clean_up_tokenization_spaces=False)
 
+    @quiet()
+    @theirs(f"the tokenizer in {folder} cannot encode this conversation", "give another, or another base", TextError)
+    def mark(text):
+        options = dict(add_special_tokens=False, return_offsets_mapping=source.is_fast, verbose=False)
+        found = source(text, **options)
+        return found["input_ids"], found.get("offset_mapping")
+
     with quiet():  # texts that a base was trained on began with what transformers puts before this one
         begin = tuple(takewhile(set(source.all_special_ids).__contains__, source.encode("a", verbose=False)))
     return TransformersTokenizer(
@@ -86,6 +98,14 @@ def read_tokenizer(folder: Path) -> TransformersTokenizer:
         holes=frozenset(range(size)) - known,
         special=tuple(t.content for t in source.added_tokens_decoder.values() if t.special and len(t.content) > 1),
         digest=digest,
+        template=_template(source),
+        named=tuple((name, str(token)) for name, token in source.special_tokens_map.items() if isinstance(token, str)),
+        mark=mark,
         source=source,
         needs=max(known - special | {source.eos_token_id, *begin}) + 1,
     )
+
+
+def _template(source):
+    own = source.chat_template
+    return (own.get("default") if isinstance(own, dict) else own) or "plain"  # others may be for tools alone

@@ -6,8 +6,10 @@ Imports what it needs when it runs, torch above all, so that help is there at on
 import signal
 import sys
 import warnings
+from contextlib import ExitStack, closing
 from dataclasses import fields
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -17,15 +19,15 @@ from typer import Argument, Option
 from llm.cli.app import AsJson, Base, Device, Dtype, app, number, path
 from llm.cli.console import say, show_json
 from llm.cli.interrupts import asked_to_stop
-from llm.errors import RunError, TrainingError
-from llm.finetune.settings import COURSE_RATE, METHODS, OTHER_RATE, Settings
+from llm.errors import RunError, SettingError, TrainingError
+from llm.finetune.settings import COURSE_RATE, METHODS, OTHER_RATE, STEPS, Settings
 
 RATES = f"peak learning rate: {COURSE_RATE}, real models {OTHER_RATE}"
 Scaling = StrEnum("Scaling", {rule: rule for rule in ("alpha", "alpha/r", "alpha/sqrt(r)")})
 Start = StrEnum("Start", ["chapter", "paper"])
 DEFAULT_SCALING, DEFAULT_START = Scaling(Settings.scaling), Start(Settings.start)
 POSITIVE = dict(low=1e-30, high=1e30)
-PARTS = 4  # of a run, after each of which the held-out loss is measured: enough to see how it bends
+Log = StrEnum("Log", ["tensorboard"])
 
 
 @app.command(short_help="Fine-tune on a corpus, or on a text of your own.")
@@ -41,12 +43,20 @@ def finetune(
     start: Annotated[Start, Option(metavar="WHOSE", help="A's first values: chapter or paper")] = DEFAULT_START,
     dropout: number("share of the update's inputs left out", float, "X", low=0, high=0.999) = Settings.dropout,
     targets: Annotated[str, Option(metavar="NAMES", help="all, attention, mlp, or layers: a,b")] = Settings.targets,
-    steps: number("optimizer steps") = Settings.steps,
+    steps: number(f"optimizer steps; {STEPS} unless epochs are given", int | None) = Settings.steps,
+    epochs: number("as many rows as the data have, X times", float | None, "X", **POSITIVE) = Settings.epochs,
     lr: number(RATES, float | None, "X", **POSITIVE) = Settings.lr,
     rows: number("rows of a batch") = Settings.rows,
     block: number("tokens of a row, at most", int | None) = Settings.block,
     skip_long: Annotated[bool, Option("--skip-long", help="leave out rows that are longer")] = Settings.skip_long,
+    map: Annotated[str | None, Option(metavar="FIELDS", help="names of fields: prompt=a,completion=b")] = Settings.map,
+    train_on: Annotated[str, Option(metavar="WHAT", help="of a chat: answers, last or all")] = Settings.train_on,
+    template: Annotated[
+        str | None, Option(metavar="NAME", help="of a chat: plain, chatml or a file")
+    ] = Settings.template,
     seed: number("same seed, same adapter", low=0) = Settings.seed,
+    measure: number("steps between two held-out losses; else 12 a run", int | None) = Settings.measure,
+    patience: number("stop after N of them without a new best", int | None) = Settings.patience,
     every: number("steps between two checkpoints") = 50,
     dtype: Dtype = Settings.dtype,
     precision: Annotated[str, Option(metavar="NAME", help="of products: auto, float32, bfloat16")] = Settings.precision,
@@ -54,6 +64,7 @@ def finetune(
     checkpointing: Annotated[bool, Option("--checkpointing", help="less memory, more time")] = Settings.checkpointing,
     quantize: Annotated[str | None, Option(metavar="NAME", help="base in 4 bits: nf4, nf4-double")] = Settings.quantize,
     device: Device = "auto",
+    log: Annotated[Log | None, Option(metavar="NAME", help="curves, too: tensorboard")] = None,
     resume: Annotated[bool, Option("--resume", help="go on with the run in --out")] = False,
     as_json: AsJson = False,
 ):
@@ -67,6 +78,10 @@ def finetune(
 
     if not resume and data is None:
         raise typer.BadParameter("give DATA, the text to train on, as in `python -m llm finetune records`")
+    try:
+        curves = log and import_module("tensorboardX").SummaryWriter
+    except ImportError as error:
+        raise SettingError(f"--log {log} needs another package ({error}): pip install -e '.[data]'") from None
     options = ctx.params | dict(scaling=scaling.value, start=start.value)
     settings = {field.name: options[field.name] for field in fields(Settings)}
     given = {name: x for name, x in settings.items() if ctx.get_parameter_source(name).name == "COMMANDLINE"}
@@ -78,7 +93,7 @@ def finetune(
 
     try:
         with together(make, out, group) as run:
-            code = _train(run, every, as_json)
+            code = _train(run, every, as_json, curves)
     except (RunError, TrainingError):  # every process has the same
         if group.rank:
             raise typer.Exit(1) from None
@@ -87,8 +102,8 @@ def finetune(
     raise typer.Exit(code)
 
 
-def _train(run, every, as_json):
-    """Show `run` while it trains; the exit code."""
+def _train(run, every, as_json, curves):
+    """Show `run` while it trains; the exit code. curves: tensorboardX's SummaryWriter, if there shall be curves."""
     from tqdm import tqdm
 
     from llm.finetune.verdict import verdict
@@ -97,8 +112,7 @@ def _train(run, every, as_json):
     main, steps = run.group.rank == 0, run.settings.steps
     show = show_json if as_json and main else lambda **_: None
     tell = say if main and not as_json else lambda *_: None
-    measured = {round(steps * part / PARTS) for part in range(1, PARTS + 1)}
-    before = run.heldout() if main else None
+    before = run.heldout()
     trainable, parameters = run.counts()
     share, sentence = left_out(run.base.model)
     notes = [*run.data.notes, *filter(None, [sentence])]
@@ -108,25 +122,43 @@ def _train(run, every, as_json):
         tell(note)
     tell(f"{trainable:,} of {parameters:,} parameters train; held-out loss {before or 0:.4f}")
     bar = tqdm(total=steps, initial=run.done, unit="step", disable=not main, file=sys.stderr)
-    with bar, asked_to_stop(speaks=main) as signals:
+    with bar, asked_to_stop(speaks=main) as signals, ExitStack() as opened:
+        writer = curves and main and opened.enter_context(closing(curves(str(run.out / Log.tensorboard), purge_step=0)))
+        for row in run.log if writer else ():  # what a killed run drew behind its last checkpoint is purged
+            _draw(writer, row)
         for step in run.steps(every, lambda: bool(signals)):
             bar.update()
             bar.set_postfix_str(f"loss {step.loss:.3f}")
-            row = dict(step=run.done, loss=step.loss, lr=step.lr, seconds=step.seconds, tokens=step.tokens)
-            if main and run.done in measured:
-                row["heldout"] = run.heldout()
-            show(event="step", **row)
-    if run.done < steps:
-        show(event="stopped", done=run.done, steps=steps, adapter=str(run.out))
+            show(event="step", **run.log[-1])
+            if writer:
+                _draw(writer, run.log[-1])
+    end = dict(done=run.done, steps=steps, adapter=str(run.out), best=run.best and run.best[0])
+    if not run.finished:
+        show(event="stopped", **end)
         if main:
-            again = f"`python -m llm finetune --resume --out {run.out}`"
-            print(f"stopped after step {run.done} of {steps}, and saved: go on with {again}", file=sys.stderr)
+            again = f"go on with `python -m llm finetune --resume --out {run.out}`"
+            best = f"; the adapter is that of step {run.best[0]}, the best so far" if run.best else ""
+            print(f"stopped after step {run.done} of {steps}, and saved: {again}{best}", file=sys.stderr)
         return 128 + (signals or [signal.SIGINT])[-1]  # another process may have been asked
-    after = run.heldout() if main else None
+    if not main:
+        return 0
+    (_, base), *_, (_, last) = run.curve
+    at, kept = run.best or run.curve[-1]
     meaning = verdict(run.curve, run.losses)
-    end = dict(done=run.done, steps=steps, adapter=str(run.out), heldout=after, curve=run.curve)
-    show(event="end", **end, verdict=meaning and vars(meaning))
-    tell(f"held-out loss {after or 0:.4f}; the adapter is in {run.out}")
+    show(event="end", **end, heldout=kept, curve=run.curve, verdict=meaning and vars(meaning))
+    if run.done < steps:
+        late = "1 measurement" if run.settings.patience == 1 else f"{run.settings.patience} measurements"
+        tell(f"ended after step {run.done} of {steps}: {late} behind the best step brought no better one")
+    better = f" at step {at}, the best of {len(run.curve) - 1} measured ({last:.4f} at the last, step {run.done})"
+    tell(f"held-out loss {kept:.4f}{better * (at < run.done)}; the adapter is in {run.out}")
+    if kept >= base:
+        tell(f"no step was better than the base, whose held-out loss is {base:.4f}")
     if meaning:
         tell(f"{meaning.sentence}; {meaning.try_next}")
     return 0
+
+
+def _draw(writer, row):
+    for name, tag in dict(loss="loss/training", heldout="loss/held-out", lr="rate").items():
+        if name in row:
+            writer.add_scalar(tag, row[name], row["step"])

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from typing import Annotated
 
@@ -28,26 +29,37 @@ def generate(
     temperature: number("0 takes the likeliest token", float, "X", low=0, high=10**6) = 0.8,
     top_k: number("choose among the N likeliest") = 40,
     seed: number("the same seed, the same text", int | None, low=0) = None,
+    system: Annotated[str | None, Option(metavar="TEXT", help="a chat's system message")] = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
     as_json: AsJson = False,
 ):
-    """Continue PROMPT, with an adapter or without.
+    """Continue PROMPT, or answer it after a run on chats.
 
     Example: python -m llm generate "To be, or" --adapter adapters/mine
     """
     from llm.bases.loading import NAMES
     from llm.finetune.run import read_report
+    from llm.text.chat import with_template
     from llm.text.examples import ask
     from llm.text.txt import check_text
 
     check_text(prompt, "the prompt")
+    check_text(system or "", "--system")
     loaded = _load(base, dtype, device, adapter)
-    if markers := sum(map(prompt.count, loaded.tokenizer.special)):
-        _note(f"the prompt spells out special tokens ({markers}), which are read as ordinary text")
     report = read_report(adapter or (None if loaded.name in NAMES else Path(loaded.name)))  # a merged base has one, too
-    whole = ask(prompt, report.get("join")) if report.get("completes") else prompt
-    text = loaded.generate(whole, max_new_tokens, temperature, top_k, seed)
+    chats = system is not None or report.get("chat")
+    if markers := sum(map(prompt.count, loaded.tokenizer.special)):
+        read_as = "such" if chats else "ordinary text"
+        _note(f"the prompt spells out special tokens ({markers}), which are read as {read_as}")
+    if chats:
+        if report.get("template"):
+            loaded = replace(loaded, tokenizer=with_template(loaded.tokenizer, str(report["template"])))
+        messages = [dict(role="system", content=system)] * bool(system) + [dict(role="user", content=prompt)]
+        text = loaded.chat(messages, max_new_tokens, temperature, top_k, seed)
+    else:
+        whole = ask(prompt, report.get("join")) if report.get("completes") else prompt
+        text = loaded.generate(whole, max_new_tokens, temperature, top_k, seed)
     if as_json:
         show_json(prompt=prompt, text=text, base=loaded.name, adapter=adapter and str(adapter), seed=seed)
     else:
@@ -114,8 +126,10 @@ def merge(
     loaded = _load(base, dtype, adapter=adapter)
     dequantize(merge_into(loaded.model))  # over what it was trained on, and not the original
     bases.save(loaded, out)
-    if (report := read_report(adapter)).get("completes"):  # it is asked as the adapter was
-        keep = json.dumps({key: report[key] for key in ("completes", "join") if key in report}) + "\n"
+    report = read_report(adapter)
+    if report.get("completes") or report.get("chat"):  # it is asked as the adapter was
+        asked = ("completes", "join", "chat", "template")
+        keep = json.dumps({key: report[key] for key in asked if key in report}) + "\n"
         files.replace(out / REPORT, lambda to: to.write_text(keep, encoding="utf-8"))
     if as_json:
         show_json(base=loaded.name, adapter=str(adapter), out=str(out))

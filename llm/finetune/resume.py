@@ -10,11 +10,14 @@ import torch
 
 from llm import files
 from llm.errors import RunError
-from llm.finetune.run import RESUME, Run, learned, prepare
+from llm.finetune.run import RESUME, Run, learned, prepare, put
 from llm.finetune.settings import Settings
 from llm.finetune.torchrun import ALONE, Group
+from llm.text.chat import with_template
+from llm.tokenizer import GPT2
 
-SOME = Settings("", lr=1.0, block=1, quantize="nf4")  # whose values have the types that a run's may have, or None
+# whose values have the types that a run's may have, or None
+SOME = Settings("", steps=1, lr=1.0, block=1, quantize="", epochs=1.0, measure=1, patience=1, map="", template="")
 KINDS = {name: (float, int) if type(value) is float else (type(value),) for name, value in vars(SOME).items()}
 
 
@@ -40,6 +43,8 @@ def resume(out: Path, given: dict | None = None, device: str = "cpu", group: Gro
         odd = [x for name, x in vars(settings).items() if type(x) not in (*KINDS[name], type(None))]
         if damaged or odd or state["step"] < 0:
             raise ValueError
+    if given.get("template") is not None:  # a run keeps what the file held
+        given["template"] = with_template(GPT2, given["template"]).template
     moved = {name: given.pop(name) for name in ("data", "base") if name in given}
     anew = "to go on, or choose another --out for a new run"
     for name, value in given.items():
@@ -54,12 +59,19 @@ def resume(out: Path, given: dict | None = None, device: str = "cpu", group: Gro
             raise RunError(
                 f"{what} is not the one that the run in {out} began with: bring that back, or leave it out, {anew}"
             )
-    with _sound(path), torch.no_grad():
-        for layer, factors in learned(run.base.model).items():
-            for factor, saved in zip(factors, state["factors"][layer], strict=True):
-                factor.copy_(saved.view_as(factor))
+    with _sound(path):
+        layers = learned(run.base.model)
+        factors, run.kept = (
+            {
+                layer: [t.view_as(p) for t, p in zip(saved[layer], layers[layer], strict=True)]
+                for layer in layers
+                if saved
+            }
+            for saved in (state["factors"], state["kept"])
+        )
+        put(run.base.model, factors)
         run.optimizer.load_state_dict(state["optimizer"])
-        run.done, run.losses = int(state["step"]), list(state["losses"])
+        run.done, run.best, run.log = int(state["step"]), state["best"], list(state["log"])
         run.curve = [tuple(point) for point in state["curve"]]
     return run
 

@@ -1,11 +1,13 @@
 """One fine-tune, by LoRA or a relative, of any base on any text, as a generator of steps: saved as it goes.
 
-The adapter's folder holds the adapter in PEFT's format and, until the run has finished, `resume.pt`: settings, factors,
+The adapter's folder holds the adapter of the best step measured so far in PEFT's format, `run.json`, `log.jsonl` with a
+line a step and, until the run has finished, `resume.pt`: settings, factors of the step at work and of the best one,
 optimizer state, step. What is random at a step depends on (seed, step, process) alone, so there is no other state.
 """
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -19,25 +21,30 @@ from llm.adapters import fingerprint, save_adapter
 from llm.adapters.folder import CONFIG
 from llm.bases import Base
 from llm.errors import CourseError, RunError, SettingError
-from llm.finetune.settings import COURSE_RATE, OTHER_RATE, TIMES, Settings
+from llm.finetune.settings import COURSE_RATE, OTHER_RATE, STEPS, TIMES, Settings
 from llm.finetune.target_words import targets_of
 from llm.finetune.torchrun import ALONE, Group, guarded
 from llm.model import GPTConfig
 from llm.paths import user_path
 from llm.quantize import four_bit_layers
 from llm.relatives import METHODS, layers_of
+from llm.text.chat import with_template
 from llm.text.dataset import Dataset, load_dataset, names
 from llm.text.examples import JOIN
+from llm.text.formats import read_map
 from llm.training import Step, evaluate, make_optimizer, train
 
-RESUME, REPORT = "resume.pt", "run.json"
+RESUME, REPORT, LOG = "resume.pt", "run.json", "log.jsonl"
+SHARES = 0.02, 0.05, *(i / 10 for i in range(1, 11))  # of a run: where it is measured, as many a loss turns early
+Factors = dict[str, list[torch.Tensor]]
 
 
 @dataclass
 class Run:
     """A run that is ready to train; `done` counts the steps that are behind it.
 
-    curve: held-out losses where they were measured, (step, nats per token), the base's first. losses: of each step.
+    curve: held-out losses where they were measured, (step, nats per token), the base's first. best: the lowest behind it,
+    and kept what the layers had learned by then. log: what `log.jsonl` holds, a row a step.
     """
 
     settings: Settings
@@ -48,31 +55,50 @@ class Run:
     group: Group
     digests: dict[str, str]  # of the text, the base and its tokenizer, to resume with the same
     done: int = 0
+    finished: bool = False
     curve: list[tuple[int, float]] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
+    best: tuple[int, float] | None = None
+    kept: Factors = field(default_factory=dict)
+    log: list[dict] = field(default_factory=list)
+
+    @property
+    def losses(self) -> list[float]:
+        """The training loss of each step."""
+        return [row["loss"] for row in self.log if "loss" in row]
 
     def steps(self, every: int = 50, stop: Callable[[], bool] = lambda: False) -> Iterator[Step]:
         """Train on; the loss of each step is the whole batch's. Saves every `every` steps, at the end, and when `stop`
-        says so after a step, which then was the last.
+        says so after a step, which then was the last. A run that has finished leaves the best step in the model, too.
 
         Raises TrainingError as `train` does, PeerError when another process is gone, AdapterError when the adapter cannot
         be saved, OSError when the disk is full; what was saved last can be resumed.
         """
-        s, loss = self.settings, self.group.loss(self.base.loss)
+        s, loss, main = self.settings, self.group.loss(self.base.loss), self.group.rank == 0
+        measured = range(s.measure, s.steps, s.measure) if s.measure else [max(1, round(s.steps * x)) for x in SHARES]
+        measured = {*measured, s.steps}
         options = dict(optimizer=self.optimizer, start=self.done, precision=s.precision, accumulate=s.accumulate)
         with closing(train(self.base.model, self._batches(), steps=s.steps, lr=s.lr, loss=loss, **options)) as training:
+            self.heldout()
             if not self.done:
                 self.save()  # a folder that takes no file is found before the first step, not after the last
-            while step := guarded(next, training, None):
-                self.done = step.index + 1
-                whole, stopping = guarded(self.group.agree, step.loss, stop())
-                self.losses.append(whole)
-                if self.done % every == 0 or self.done == s.steps or stopping:
-                    self.save()
-                yield replace(step, loss=whole)
-                if stopping:
-                    break
-            if self.done == s.steps and self.group.rank == 0:
+            self.finished = self.done == s.steps or self._in_vain()
+            with self._opened_log() as log:
+                while not self.finished and (step := guarded(next, training, None)):
+                    self.done = step.index + 1
+                    point = dict(heldout=self._measure()) if main and self.done in measured else {}
+                    wishes = stop(), main and self._in_vain()
+                    loss, stopping, in_vain = guarded(self.group.agree, step.loss, *wishes)
+                    row = dict(step=self.done, loss=loss, lr=step.lr, seconds=step.seconds, tokens=step.tokens) | point
+                    self.log.append(row)
+                    log.write(json.dumps(row) + "\n")
+                    self.finished = self.done == s.steps or in_vain
+                    if self.done % every == 0 or self.finished or stopping:
+                        self.save()
+                    yield replace(step, loss=loss)
+                    if stopping:
+                        break
+            if self.finished and main:
+                put(self.base.model, self.kept)
                 (self.out / RESUME).unlink(missing_ok=True)
 
     def counts(self) -> tuple[int, int]:
@@ -81,28 +107,54 @@ class Run:
         packed = sum(x.in_features * x.out_features for x in four_bit_layers(self.base.model).values())
         return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes) + packed
 
-    def heldout(self) -> float:
-        """Mean loss in nats per token on text that is not trained on; measured once a step, and kept in `curve`."""
-        if not self.curve or self.curve[-1][0] != self.done:
-            self.curve.append((self.done, evaluate(self.base.model, self.data.heldout, loss=self.base.loss)))
-        return self.curve[-1][1]
+    def heldout(self) -> float | None:
+        """Mean loss in nats per token on text that is not trained on, as last measured; None where rank 0 measures it."""
+        if not self.log and self.group.rank == 0:
+            self.log.append(dict(step=0, heldout=self._measure()))
+        return self.curve[-1][1] if self.curve else None
+
+    def _measure(self):
+        loss = evaluate(self.base.model, self.data.heldout, loss=self.base.loss)
+        self.curve.append((self.done, loss))
+        if self.done and loss < (self.best or (0, math.inf))[1]:
+            self.best, self.kept = (self.done, loss), _copied(self.base.model)
+        return loss
+
+    def _in_vain(self):
+        """Whether as many measurements as there is patience came behind the best one."""
+        late = self.curve[-(self.settings.patience or 0) :]
+        return bool(self.settings.patience and late and late[0][0] > (self.best or (0,))[0])
+
+    def _opened_log(self):
+        """`log.jsonl` with the steps that are done, to which each line goes at once; elsewhere than in rank 0 nothing."""
+        if self.group.rank:
+            return open(os.devnull, "w")
+        files.replace(self.out / LOG, lambda to: to.write_text("".join(json.dumps(row) + "\n" for row in self.log)))
+        return open(self.out / LOG, "a", buffering=1)
 
     def save(self) -> None:
         """Write the adapter and what a resumed run needs; a refusal, a full disk or a kill leaves what can be resumed.
 
-        The adapter goes first, as it may refuse: a run that is killed between the two does a few steps again.
+        The adapter is the best step's, or this one's where none was measured yet. It goes first, as it may refuse: a run
+        that is killed between the two does a few steps again.
         """
         if self.group.rank:
             return
-        factors = {path: [t.detach().cpu() for t in layer] for path, layer in learned(self.base.model).items()}
-        state = dict(settings=asdict(self.settings), digests=self.digests, step=self.done, factors=factors)
-        state |= dict(optimizer=self.optimizer.state_dict(), curve=self.curve, losses=self.losses)
-        report = asdict(self.settings) | dict(done=self.done, completes=self.data.completes, join=JOIN)
-        report |= dict(base=_portable(self.settings.base, self.out), data=Path(self.settings.data).name)
+        s, data, running = self.settings, self.data, _copied(self.base.model)
+        state = dict(settings=asdict(s), digests=self.digests, step=self.done, factors=running, kept=self.kept)
+        state |= dict(optimizer=self.optimizer.state_dict(), curve=self.curve, best=self.best, log=self.log)
+        report = asdict(s) | dict(base=_portable(s.base, self.out), data=Path(s.data).name, digest=data.digest)
+        report |= dict(done=self.done, curve=self.curve, best=self.best and dict(zip(("step", "heldout"), self.best)))
+        report |= dict(completes=data.completes, join=JOIN) | (dict(chat=True) if data.chat else {})
+        report["counts"] = dict(training=data.size, heldout=sum(len(x) for x, _ in data.heldout), skipped=data.skipped)
 
         def write(path):
             torch.save(state, path)
-            save_adapter(self.base.model, self.out, self.base.origin)
+            put(self.base.model, self.kept)
+            try:
+                save_adapter(self.base.model, self.out, self.base.origin)
+            finally:
+                put(self.base.model, running)
             files.replace(self.out / REPORT, lambda to: to.write_text(json.dumps(report, indent=2) + "\n", "utf-8"))
 
         files.replace(self.out / RESUME, write)
@@ -119,6 +171,19 @@ def learned(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
     return {path: list(layer.parameters(recurse=False)) for path, layer in layers_of(model).items()}
 
 
+def _copied(model) -> Factors:
+    return {path: [p.detach().to("cpu", copy=True) for p in layer] for path, layer in learned(model).items()}
+
+
+@torch.no_grad()
+def put(model: torch.nn.Module, factors: Factors) -> None:
+    """Let the layers have learned what they had when `factors` were copied."""
+    layers = learned(model)
+    for path, copies in factors.items():
+        for p, copy in zip(layers[path], copies):
+            p.copy_(copy)
+
+
 def begin(settings: Settings, out: Path, device: str = "cpu", group: Group = ALONE) -> Run:
     """A new run, its model loaded and wrapped; nothing is written yet.
 
@@ -129,6 +194,10 @@ def begin(settings: Settings, out: Path, device: str = "cpu", group: Group = ALO
         raise RunError(f"{out} holds a run that was stopped: add --resume to go on, or choose another --out")
     if (out / CONFIG).exists():
         raise RunError(f"{out} holds an adapter already: choose another --out, or move it away")
+    if None not in (settings.steps, settings.epochs):
+        raise SettingError(
+            f"--steps {settings.steps} and --epochs {settings.epochs:g} are the same twice: give one of them"
+        )
     return prepare(settings, out, device, group)
 
 
@@ -171,7 +240,16 @@ def prepare(settings: Settings, out: Path, device: str = "cpu", group: Group = A
     if settings.rows < group.size:
         raise SettingError(f"--rows {settings.rows} is less than a row for each of {group.size} processes: give more")
     base = bases.load(settings.base, getattr(torch, settings.dtype), device, settings.quantize)
-    data = load_dataset(settings.data, base.tokenizer, base.context, settings.block, settings.skip_long)
+    if settings.template is not None:
+        base = replace(base, tokenizer=with_template(base.tokenizer, settings.template))
+        settings = replace(settings, template=base.tokenizer.template)  # what a file of that name held
+    reading = settings.block, settings.skip_long, read_map(settings.map), settings.train_on
+    data = load_dataset(settings.data, base.tokenizer, base.context, *reading)
+    if settings.steps is None:
+        if settings.epochs is not None and data.size is None:
+            raise SettingError(f"--epochs has no meaning for {settings.data}, which has no last row: give --steps")
+        steps = STEPS if settings.epochs is None else max(1, round(settings.epochs * data.size / settings.rows))
+        settings = replace(settings, steps=steps)
     if settings.checkpointing:
         base.model.gradient_checkpointing_enable()
     digests = {"data": data.digest, "base": fingerprint(base.model), "tokenizer": base.tokenizer.digest}

@@ -40,14 +40,14 @@ class Group:
             p.grad.copy_(gradient.view_as(p))
         return loss[0]
 
-    def agree(self, loss: float, stop: bool) -> tuple[float, bool]:
-        """The mean over the processes of the whole batch's loss, and whether any of them wants to stop."""
+    def agree(self, loss: float, *wishes: bool) -> tuple[float, bool]:
+        """The mean over the processes of the whole batch's loss, and whether any of them has each of the wishes."""
         if self.size == 1:
-            return loss, stop
+            return loss, *wishes
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        both = torch.tensor([loss / self.size, float(stop)], dtype=torch.float64, device=device)
-        dist.all_reduce(both)
-        return both[0].item(), both[1].item() > 0
+        sums = torch.tensor([loss / self.size, *wishes], dtype=torch.float64, device=device)
+        dist.all_reduce(sums)
+        return sums[0].item(), *(wish > 0 for wish in sums[1:].tolist())
 
     def gather(self, value: object) -> list:
         """The `value` of each process, in the order of their ranks."""

@@ -45,8 +45,8 @@ def verdict(heldout: Sequence[tuple[int, float]], training: Sequence[float]) -> 
         until_best = training[: round((best_at - steps[0]) / (steps[-1] - steps[0]) * len(training))]
         if end < FELL * first and (not until_best or end < _end(until_best, default=base) / FELL):
             by_heart = f"{rose} while the training loss fell: the adapter learns its text by heart"
-            less = f"fewer steps, about {best_at}" if best_at else "a gentler rate or fewer steps"
-            return Verdict("overfitting", by_heart, f"try {less}, more text, or a smaller rank")
+            kept = "the best step was kept; for a better one " * (best_at > steps[0])
+            return Verdict("overfitting", by_heart, f"{kept}try more text, a gentler rate, or a smaller rank")
         return _too_hot(rose if last <= base else f"{rose}, above the base's {base:.3f}")
     if peak - base > max(moved, base - last):
         return _too_hot(f"the held-out loss rose above the base's {base:.3f} on the way ({peak:.3f} at step {peak_at})")

@@ -1,7 +1,7 @@
 """What `finetune` reads: a corpus by name or a learner's own file, as batches in any base's tokens.
 
-A text becomes windows, its loss on every token; rows of prompt and completion have theirs on the completion alone.
-Knows nothing about models.
+A text becomes windows, its loss on every token; rows of prompt and completion have theirs on the completion alone, and
+conversations on their answers. Knows nothing about models.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from llm.paths import user_path
 from llm.text import corpora, download, txt
 from llm.text.batches import UNSEEN, Batch, batches, draw, endless, heldout_batches
 from llm.text.examples import Example, pad
-from llm.text.jsonl import read_rows
 from llm.text.records import make_records, record_batches
+from llm.text.tables import SUFFIXES, Table, named, read_table
 from llm.text.txt import losses
 from llm.tokenizer import GPT2, Tokenizer
 
@@ -30,6 +30,8 @@ class Dataset:
 
     completes: made of prompts and completions, so a prompt is put as `examples.ask` puts it when the model is asked.
     skipped: how many rows of the file are too long and left out. notes: what of the file has no effect, in sentences.
+    kind: the format's name. chat: made of conversations, in the template of the tokenizer. size: rows, or windows of a
+    text, that are trained on; None where they never end. rows: all of them in tokens, those that are trained on first.
     """
 
     batches: Callable[[int, int, int], Iterator[Batch]]
@@ -38,6 +40,10 @@ class Dataset:
     completes: bool
     skipped: int = 0
     notes: tuple[str, ...] = ()
+    kind: str = "text"
+    chat: bool = False
+    size: int | None = None
+    rows: tuple[Example, ...] = ()
 
 
 def names() -> tuple[str, ...]:
@@ -46,17 +52,22 @@ def names() -> tuple[str, ...]:
 
 
 def load_dataset(
-    data: str, tokenizer: Tokenizer = GPT2, context: int = 64, block: int | None = None, skip_long: bool = False
+    data: str,
+    tokenizer: Tokenizer = GPT2,
+    context: int = 64,
+    block: int | None = None,
+    skip_long: bool = False,
+    fields: dict[str, str] | None = None,
+    train_on: str = "answers",
 ) -> Dataset:
-    """The corpus called `data`, or the learner's file of that name: `.txt`, or `.jsonl` with a prompt and a completion
-    a line.
+    """The corpus called `data`, or the learner's file of that name: a `.txt`, or rows of one of `formats.FORMATS`.
 
     block: tokens of a window (64, or the context if that is shorter); the most that a row may have (the context).
-    skip_long: leave out the rows of a file that have more.
+    skip_long: leave out the rows of a file of which nothing fits. fields: a file's names of fields by ours. train_on:
+    what counts of a row, one of `chat.TRAIN_ON`: its answers, the last one, or every token.
     Raises TextError when the text cannot be had or used, and SettingError when block does not fit the context.
     """
-    if block is not None and not 1 <= block <= context:
-        raise SettingError(f"--block {block} does not fit this base: its context takes 1 to {context} tokens")
+    check_block(block, context)
     window, limit = block or min(WINDOW, context), block or context
     if data == "records":
         return _records(tokenizer, limit)
@@ -65,12 +76,10 @@ def load_dataset(
         some = [] if tokenizer is GPT2 else [next(iter(corpora.documents(data).values()))]
         return _text(text.train, text.heldout, window, tokenizer, download.sources()[data]["sha256"], some)
     path = user_path(data)
-    raw = txt.read(path, names())
-    digest = hashlib.sha256(raw).hexdigest()
+    if path.suffix.lower() != ".txt" or path.is_dir():
+        return _rows(path, read_table(path, tokenizer, limit, fields, train_on, names()), tokenizer, limit, skip_long)
+    raw = txt.read(path, SUFFIXES, names())
     text = txt.decode(path, raw)
-    if path.suffix.lower() == ".jsonl":
-        rows, skipped, notes = read_rows(path, text, tokenizer, limit, skip_long)
-        return _completions(path, rows, tokenizer, digest, skipped, notes)
     ids = torch.tensor([*tokenizer.encode(text), tokenizer.end])
     held = max(len(ids) // 10, window + 1)  # the end of the text: no window lies in both
     if len(ids) - held <= window:
@@ -78,7 +87,13 @@ def load_dataset(
             f"{path} is too short: {len(ids)} tokens, and windows of {window} need {2 * (window + 1)} to train on some and "
             "hold some out; give a longer text or a smaller --block"
         )
-    return _text(ids[:-held], ids[-held:], window, tokenizer, digest, [text])
+    return _text(ids[:-held], ids[-held:], window, tokenizer, hashlib.sha256(raw).hexdigest(), [text])
+
+
+def check_block(block: int | None, context: int) -> None:
+    """Raises SettingError when a window of `block` tokens does not fit the context."""
+    if block is not None and not 1 <= block <= context:
+        raise SettingError(f"--block {block} does not fit this base: its context takes 1 to {context} tokens")
 
 
 def _text(train, heldout, window, tokenizer, digest, texts):
@@ -86,7 +101,7 @@ def _text(train, heldout, window, tokenizer, digest, texts):
         return batches(train, rows, window, seed, start, tokenizer.begin)
 
     held = heldout_batches(heldout, HELD // 4, window, limit=4, begin=tokenizer.begin)
-    return Dataset(made, held, digest, completes=False, notes=losses(texts, tokenizer))
+    return Dataset(made, held, digest, completes=False, notes=losses(texts, tokenizer), size=len(train) // window)
 
 
 def _records(tokenizer, limit):
@@ -97,30 +112,22 @@ def _records(tokenizer, limit):
             yield x, y
 
     notes = losses([text for record in make_records(HELD, UNSEEN) for text in astuple(record)], tokenizer)
-    return Dataset(made, [next(made(HELD, UNSEEN, 0))], "records", completes=True, notes=notes)
+    return Dataset(made, [next(made(HELD, UNSEEN, 0))], "records", completes=True, notes=notes, kind="records")
 
 
-def _completions(path, rows: list[Example], tokenizer, digest, skipped, notes):
-    if len(rows) < 2:
-        few = f"{('no row', 'one row')[len(rows)]}" + (f" besides {skipped} that are too long" if skipped else "")
+def _rows(path, table: Table, tokenizer, limit, skip_long):
+    if table.long and not skip_long:
+        are = f"{named([*table.long])} {'is' if len(table.long) == 1 else 'are'}"
+        raise TextError(
+            f"{are} too long: up to {max(table.long.values())} tokens, and {limit} fit; shorten them, or "
+            "leave them out with --skip-long"
+        )
+    if not table.train or len(table.lengths) - len(table.long) < 2:
+        reasons = {"are too long": len(table.long), "have nothing to grade": len(table.bare)}
+        besides = " and ".join(f"{n} that {why}" for why, n in reasons.items() if n)
+        few = ("no row", "one row")[len(table.train)] + (f" besides {besides}" if besides else "")
         raise TextError(f"{path} has {few}: give at least two, as every tenth, or else the last, is held out")
-    # Copies of a row are all held out or all trained on, so training has seen no held-out answer. Rows that share only
-    # their prompt may be split: in many files the same instruction is the prompt of every row.
-    rows = [(tuple(prompt), tuple(completion)) for prompt, completion in rows]
-    different = list(dict.fromkeys(rows))
-    held = dict.fromkeys(different[9::10] or different[-1:])
-    train = [row for row in rows if row not in held] or rows
-    prompts = {prompt for prompt, _ in train}
-    facts = {
-        "{:,} rows are left out: they are too long": skipped,
-        "copies of rows: {:,}; all copies of a row are held out together, or trained on together": len(rows)
-        - len(different),
-        "all rows are the same, so the held-out loss says nothing about new rows: give rows that differ": len(
-            held.keys() & train
-        ),
-        "held-out rows whose prompt is trained on as well: {:,}": sum(row[0] in prompts for row in held),
-    }
-    notes += tuple(fact.format(n) for fact, n in facts.items() if n)
+    train, held = ([part for row in rows for part in row] for rows in (table.train, table.heldout))
 
     def made(rows, seed, start):
         def batch(own):
@@ -128,4 +135,8 @@ def _completions(path, rows: list[Example], tokenizer, digest, skipped, notes):
 
         return endless(batch, seed, start)
 
-    return Dataset(made, [pad([*held][:HELD], tokenizer.end)], digest, completes=True, skipped=skipped, notes=notes)
+    notes = ((f"{len(table.long):,} rows are left out: they are too long",) if table.long else ()) + table.notes
+    own = dict(notes=notes, kind=table.kind, chat=table.chat, size=len(train), rows=(*train, *held))
+    completes, some = table.kind == "prompt/completion", held[:HELD]
+    heldout = [pad(some[i : i + HELD // 4], tokenizer.end) for i in range(0, len(some), HELD // 4)]
+    return Dataset(made, heldout, table.digest, completes, len(table.long), **own)

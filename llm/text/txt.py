@@ -8,17 +8,22 @@ from unicodedata import normalize
 from llm.errors import TextError
 from llm.tokenizer import PIECE, Tokenizer
 
+PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tar")
 
-def read(path: Path, corpora: tuple[str, ...] = ()) -> bytes:
-    """The bytes of a .txt or .jsonl file; corpora: names that could be meant instead, for the sentence.
+
+def read(path: Path, suffixes: tuple[str, ...], corpora: tuple[str, ...] = ()) -> bytes:
+    """The bytes of a file that ends in one of `suffixes`; corpora: names that could be meant instead, for the sentence.
 
     Raises TextError when there is no such file, or it cannot be read.
     """
-    known = f"choose one of {', '.join(corpora)}, or give a .txt or .jsonl file"
+    kinds = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+    known = f"choose one of {', '.join(corpora)}, or give a {kinds} file"
     if path.is_dir():
-        raise TextError(f"{path} is a folder: give one .txt or .jsonl file in it")
-    if path.suffix.lower() not in (".txt", ".jsonl"):
-        kind = f"{path} is neither .txt nor .jsonl" if path.exists() else f"there is no corpus called {str(path)!r}"
+        raise TextError(f"{path} is a folder: give one {kinds} file in it, or a folder that datasets has saved")
+    if path.suffix.lower() in PACKED and path.exists():
+        raise TextError(f"{path} is packed: unpack it, then give the {kinds} file that was inside")
+    if path.suffix.lower() not in suffixes:
+        kind = f"{path} is no {kinds} file" if path.exists() else f"there is no corpus called {str(path)!r}"
         raise TextError(f"{kind}: {known}")
     try:
         return path.read_bytes()
@@ -48,22 +53,28 @@ def check_text(text: str, what: str) -> None:
         raise TextError(f"{what} holds half of a character (a lone surrogate): write it whole, in UTF-8")
 
 
-def losses(texts: list[str], tokenizer: Tokenizer, unread: Counter | None = None) -> tuple[str, ...]:
+def losses(
+    texts: list[str], tokenizer: Tokenizer, unread: Counter | None = None, chat: bool = False
+) -> tuple[str, ...]:
     """A sentence for each kind of content of `texts` that does not reach the model; `unread` counts keys of rows.
 
     The check covers the beginning of the texts and one of each character that occurs only later. It ignores other forms
-    of the same character (NFKC) and a blank at the beginning of a text, which many tokenizers drop.
+    of the same character (NFKC) and a blank at the beginning of a text, which many tokenizers drop. chat: the texts are
+    messages, in which a template's tokens count as such.
     """
     part = [text[:PIECE].removeprefix(" ") for text in texts[:1000]]
     part.append("".join(sorted(set().union(*texts).difference(*part))))
     back = [tokenizer.decode(tokenizer.encode(text)) for text in part]
     special = re.compile("|".join(map(re.escape, tokenizer.special)) or "(?!)")
     written, kept = (Counter(normalize("NFKC", special.sub("", "".join(side)))) for side in (part, back))
+    spelled = "the text spells out {:,} special tokens of this base, which are read as ordinary text"
+    if chat:
+        spelled = (
+            "messages spell out {:,} special tokens of this base, as rows do that a template has been put on already"
+        )
     facts = {
         "keys of rows that have no effect, {:,} in all": Counter(unread),
         "this base's tokenizer cannot write {:,} characters of the text": written - kept,
-        "the text spells out {:,} special tokens of this base, which are read as ordinary text": Counter(
-            special.findall("\n".join(texts))
-        ),
+        spelled: Counter(special.findall("\n".join(texts))),
     }
     return tuple(f"{fact.format(n.total())}: {str(dict(n.most_common(5)))[1:-1]}" for fact, n in facts.items() if n)

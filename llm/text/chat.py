@@ -1,0 +1,287 @@
+"""A conversation as tokens: written by a chat template, the answers graded.
+
+A template is the tokenizer's own, which transformers renders in a sandbox, or the plain one, which needs nothing. Where
+a template marks its answers (`{% generation %}`) those places count; else they are found by rendering the beginnings of
+the conversation. transformers' own mask is not used: most templates mark nothing and get zeros, and a mark at token 0 or
+on stripped white space grades the rest of the text (transformers, issue 47325). Knows nothing about models' kinds.
+"""
+
+import re
+from collections import Counter
+from dataclasses import replace
+from functools import lru_cache
+from os.path import commonprefix
+
+import torch
+import torch.nn as nn
+
+from llm.checkpoint_folder import first_line
+from llm.errors import SettingError, TextError
+from llm.paths import user_path
+from llm.text.examples import Example
+from llm.tokenizer import Tokenizer
+
+TRAIN_ON = "answers", "last", "all"
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + (message['content'] or '') "
+    "+ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+# the plain template for other programs: `_plain` writes the same
+PLAIN = (
+    "{% for message in messages %}{{ message['role'] | capitalize + ':' }}{{ ' ' + message['content'] if message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' }}{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+MARKERS = re.compile(r"<\|\w+\|>|<\w+_of_turn>")
+
+
+def conversation(
+    messages: list[dict],
+    tokenizer: Tokenizer,
+    train_on: str = "answers",
+    tools: list | None = None,
+    answers_from: int = 0,
+) -> list[Example]:
+    """A conversation as rows of tokens: one as a rule, none where there is no answer to grade.
+
+    train_on: "answers" grades every assistant turn from message `answers_from` on, its end token included and its role
+    header not; "last" the last of them; "all" every token. A template may write earlier turns differently once a message
+    is added (Qwen3 drops their thinking), or another beginning of an answer than it asks for: then each answer is a row,
+    behind what the model will be given when it is asked for it.
+    Raises TextError when the template refuses the conversation, SettingError for another word in `train_on`.
+    """
+    if train_on not in TRAIN_ON:
+        raise SettingError(f"train_on={train_on!r} is unknown: choose one of {', '.join(TRAIN_ON)}")
+    whole, marks = render(messages, tokenizer, tools)
+    if train_on == "all":
+        ids = _tokens(tokenizer, whole)[0]
+        return [(ids[:1], ids[1:])]
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= answers_from]
+    turns = turns[-1:] if train_on == "last" else turns
+    answers = [_answer(messages, i, tokenizer, tools) for i in turns]
+    if all(whole.startswith(text[:end]) for text, _, end in answers):
+        close = end_text(tokenizer)
+        spans = [  # a mark may begin before what asks, stop before the end of the turn, or go on behind it
+            (max(a, start), end if whole[b:end].strip() == close else min(b, end))
+            for _, start, end in answers
+            for a, b in marks or [(start, end)]
+            if a < end and start < b
+        ]
+        rows = [_row(tokenizer, whole, spans)]
+    else:
+        rows = [_row(tokenizer, text[:end], [(start, end)]) for text, start, end in answers]
+    return [row for row in rows if len(row) > 1]
+
+
+def opening(messages: list[dict], tokenizer: Tokenizer, tools: list | None = None) -> list[int]:
+    """The tokens that ask a model for the next answer: the conversation and the header of an assistant's turn."""
+    return _tokens(tokenizer, _asked(messages, tokenizer, tools))[0]
+
+
+def end_of_turn(tokenizer: Tokenizer) -> int:
+    """The token that ends an answer: the template's own, which may differ from `tokenizer.end`, or that one."""
+    text = end_text(tokenizer)
+    ids = _tokens(tokenizer, text)[0]
+    return ids[-1] if text in _special(tokenizer) else tokenizer.end
+
+
+def end_text(tokenizer: Tokenizer) -> str:
+    """What the template writes behind an answer to end it: "<|im_end|>"; "" where it writes nothing."""
+    tail = _tail(tokenizer).lstrip()
+    return max((s for s in _special(tokenizer) if tail.startswith(s)), key=len, default=tail.rstrip())
+
+
+def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    """A tokenizer with another chat template: "plain", "chatml", a Jinja text, or a file that holds one.
+
+    Raises TextError when the file cannot be read, SettingError when it holds no template.
+    """
+    if template != "plain" and not re.search(r"\{[{%]", template):
+        path = user_path(template)
+        try:
+            template = CHATML if template == "chatml" else path.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            raise TextError(
+                f"there is no chat template {template[:120]!r}: give plain, chatml, or a Jinja file"
+            ) from None
+        if not re.search(r"\{[{%]", template):
+            raise SettingError(f"{path} holds no chat template: give a file of Jinja, as chat_template.jinja is")
+    return replace(tokenizer, template=template)
+
+
+def jinja(tokenizer: Tokenizer) -> str:
+    """The tokenizer's template as Jinja, for other programs."""
+    begin = "{{ bos_token }}" * ("bos_token" in dict(tokenizer.named) and len(tokenizer.begin) > 0)
+    return begin + PLAIN if tokenizer.template == "plain" else tokenizer.template
+
+
+def spelled(messages: list[dict], tokenizer: Tokenizer) -> Counter:
+    """The special tokens that messages spell out: a model reads them as its own marks, as in transformers."""
+    texts = "\n".join(m["content"] for m in messages if isinstance(m.get("content"), str))
+    return Counter(re.findall("|".join(map(re.escape, sorted(_special(tokenizer), key=len, reverse=True))), texts))
+
+
+def template_notes(tokenizer: Tokenizer, model: nn.Module | None = None, tools: bool = False) -> list[str]:
+    """What to know of a tokenizer's template before training with it, and of a model's embedding under it, in sentences.
+
+    A marker that no text of the pretraining held has a row that only weight decay and the push away from every state
+    have moved, alike for all such tokens: in SmolLM2 those rows are 0.003 of a norm apart, the markers that a short
+    fine-tune has trained 0.12 from them, two words' 0.42 and more. Resizing an embedding writes copies of its mean, or
+    small noise. So a row is suspect that another one equals, or whose norm is far outside the others' (Land and Bartolo,
+    "Fishing for Magikarp", 2024, look for such rows by the same two signs). tools: whether conversations have some.
+    """
+    probe = [dict(role=role, content="Hi") for role in ("user", "assistant", "user")]
+    text, close, end = render(probe, tokenizer, ask=True)[0], end_text(tokenizer), _special(tokenizer)[0]
+    places = {marker: _tokens(tokenizer, marker)[0] for marker in sorted({*MARKERS.findall(text), close} - {"", end})}
+    plain, begin = tokenizer.template == "plain", [*tokenizer.begin]
+    pieces = ", ".join(marker for marker in places if marker not in tokenizer.special)
+    single = {marker: ids[-1] for marker, ids in places.items() if marker in tokenizer.special} if not plain else {}
+    raw = ", ".join(marker for marker, odd in zip(single, _odd(model, [*single.values()])) if odd) if model else ""
+    tool = [
+        dict(type="function", function=dict(name="f", description="", parameters=dict(type="object", properties={})))
+    ]
+    facts = {
+        "conversations are written as lines that begin with User: and Assistant:, not with a chat template of the base": plain,
+        f"the template's {pieces} are no tokens of this base: it reads them as text, in pieces; --template plain is shorter": pieces,
+        f"this base was probably never trained on {raw}: such rows of its embedding look as they did at first, and LoRA on "
+        "the blocks does not train them; take the instruct model, or --template plain": raw,
+        f"an answer ends in {close}, not in the tokenizer's {end}: a program that runs this model must stop there": close
+        not in ("", end),
+        "the template writes nothing behind an answer, so no model learns where one ends: give another --template": not close,
+        "the template does not write the token that this base's texts begin with: transformers leaves it out, and llama.cpp "
+        "may not": not plain and begin and _tokens(tokenizer, text)[0][: len(begin)] != begin,
+        "the template does not write tools: put them into the system message": tools
+        and render(probe, tokenizer, tool, ask=True)[0] == text,
+    }
+    return [fact for fact, holds in facts.items() if holds]
+
+
+def _odd(model, ids):
+    theirs = hasattr(model, "get_input_embeddings")
+    rows = (model.get_input_embeddings() if theirs else model.transformer.wte).weight.detach()  # (vocab, d)
+    norms = torch.cat([part.float().norm(dim=1) for part in rows.split(8192)])
+    others = norms[[i for i in range(len(norms)) if i not in ids]]
+    low, middle, high = torch.quantile(others, others.new_tensor([0.001, 0.5, 0.999])).tolist()
+    for i in ids:
+        apart = torch.cat([(part.float() - rows[i].float()).norm(dim=1) for part in rows.split(8192)])
+        apart[i] = middle
+        yield bool(apart.min() < 0.02 * middle or not low / 2 < norms[i] < high * 2)
+
+
+def render(
+    messages: list[dict], tokenizer: Tokenizer, tools: list | None = None, ask: bool = False
+) -> tuple[str, list[tuple[int, int]] | None]:
+    """The text of a conversation, and where its answers are in characters, if the template says so.
+
+    ask: with what asks for an answer at the end. Raises TextError for whatever the template raises.
+    """
+    messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    if tokenizer.template == "plain":
+        return _plain(messages, _special(tokenizer)[0], ask), None
+    tagged = bool(TAG.search(tokenizer.template))
+    try:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        options = dict(tools=tools, add_generation_prompt=ask, return_assistant_tokens_mask=tagged)
+        [text], spans = render_jinja_template(
+            [messages], chat_template=tokenizer.template, **options, **dict(tokenizer.named)
+        )
+    except ImportError as error:
+        cure = "run `make real`, or pip install -e '.[real]'"
+        raise TextError(f"a chat template needs transformers ({first_line(error)}): {cure}") from None
+    except Exception as error:
+        cure = "change its messages, or give another --template"
+        raise TextError(f"the chat template cannot write this conversation ({first_line(error)}): {cure}") from None
+    return text, [tuple(span) for span in spans[0]] if tagged else None
+
+
+def _plain(messages, end, ask):
+    lines = []
+    for message in messages:
+        content = f" {message['content']}" if message.get("content") else ""
+        lines.append(f"{message['role'].capitalize()}:{content}{end if message['role'] == 'assistant' else ''}\n")
+    return "".join(lines) + "Assistant:" * ask
+
+
+def _answer(messages, i, tokenizer, tools):
+    """A text that ends with answer `i`, as a model meets it when it is asked, and where in it the answer is."""
+    before, (through, _) = _asked(messages[:i], tokenizer, tools), render(messages[: i + 1], tokenizer, tools)
+    tail, close = _tail(tokenizer), end_text(tokenizer)
+    ends = through.endswith(tail)
+    end = len(through) - len(tail) + tail.index(close) + len(close) if ends else len(through.rstrip())
+    start = (
+        len(before)
+        if through.startswith(before)
+        else len(commonprefix([through, _header(messages[:i], tokenizer, tools)]))
+    )
+    end = max(start, end)
+    if messages[i].get("tool_calls") and not through[start:end].removesuffix(close).strip():
+        raise TextError(
+            "the chat template does not write tool_calls: write the call as the content, or give another --template"
+        )
+    return before + through[start:], len(before), len(before) + end - start
+
+
+def _asked(messages, tokenizer, tools):
+    """The text that asks for an answer; without one in the template, the header that its answers begin with."""
+    asked = render(messages, tokenizer, tools, ask=True)[0] if messages else ""
+    return asked if messages and asked != render(messages, tokenizer, tools)[0] else _header(messages, tokenizer, tools)
+
+
+def _header(messages, tokenizer, tools):
+    """A conversation up to where two answers to it begin to differ. A blank there belongs to the answer's first word."""
+    answered = [[*messages, dict(role="assistant", content=content)] for content in ("Yes", "No")]
+    return commonprefix([render(both, tokenizer, tools)[0] for both in answered]).rstrip(" ")
+
+
+@lru_cache(maxsize=16)
+def _tail(tokenizer):
+    """What the template writes behind an answer: what the texts of two answers have in common at their ends."""
+    probes = [[dict(role="user", content="Hi"), dict(role="assistant", content=content)] for content in ("Yes", "No")]
+    yes, no = (render(probe, tokenizer)[0] for probe in probes)
+    if yes == no:
+        raise TextError("the chat template does not write what messages say in plain words: give another --template")
+    return commonprefix([yes[::-1], no[::-1]])[::-1]
+
+
+def _special(tokenizer):
+    """Written forms of special tokens, first that of the one that ends a text."""
+    return (dict(tokenizer.named).get("eos_token", "</s>"), *tokenizer.special)
+
+
+def _tokens(tokenizer, text):
+    """A rendered text as ids, special tokens among them, and each one's place in it, where the tokenizer says so."""
+    if tokenizer.mark:
+        ids, places = tokenizer.mark(text)
+    else:  # a tokenizer without special tokens but the one that ends a text
+        pieces = [(*tokenizer.encode(piece), tokenizer.end) for piece in text.split(_special(tokenizer)[0])]
+        ids, places = [token for piece in pieces for token in piece][:-1], None
+    if tokenizer.template == "plain":  # the others write it themselves, or their models have not seen it
+        begin = list(tokenizer.begin)
+        ids, places = begin + ids, places and [(0, 0)] * len(begin) + places
+    return ids, places
+
+
+def _row(tokenizer, text, spans):
+    """The tokens of `text`, those of its `spans` graded; one that lies across a border counts with the answer."""
+    ids, places = _tokens(tokenizer, text)
+    if places is None:
+        graded = [False] * len(ids)
+        for start, end in spans:
+            (first, _), (last, cut) = (_reach(tokenizer, text[:at], ids) for at in (start, end))
+            graded[first : last + cut] = [True] * (last + cut - first)
+    else:  # a token of no width is a part of the character where it stands
+        graded = [any(a < max(e, s + 1) and s < b for a, b in spans) for s, e in places]
+    parts = [[]]
+    for i, (token, counts) in enumerate(zip(ids, graded)):
+        if (counts and i > 0) == len(parts) % 2:
+            parts.append([])
+        parts[-1].append(token)
+    return tuple(parts)
+
+
+def _reach(tokenizer, beginning, ids):
+    """How many of `ids` lie in the beginning of their text, and whether its end cuts the next one."""
+    own = _tokens(tokenizer, beginning)[0]
+    same = len(commonprefix([own, ids]))
+    return same, same < len(own)
