@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ for package in ("transformers", "gguf", "huggingface_hub"):
 from tiny_llama import CHATML, IDS, adapted, folder_of, gguf_of  # noqa: E402
 
 from llm.export.gguf import write_merged  # noqa: E402
+from llm.export.llama_cpp import Server  # noqa: E402
 from llm.export.modelfile import go_template  # noqa: E402
 
 HI = [dict(role="user", content="Hi")]
+ANOTHER = CHATML.replace("im_start", "turn")
 TALK = [dict(role="system", content="Be brief."), *HI, dict(role="assistant", content="Hi."), *HI]
 
 
@@ -51,7 +54,6 @@ def run(capsys, *args, code=0):
 
 
 def test_an_adapter_and_its_merged_model_come_with_a_modelfile(llama, base_gguf, tmp_path, capsys):
-    server = pytest.importorskip("llm.export.llama_cpp").Server
     pytest.importorskip("xllamacpp")
     base = adapted(llama)
     folder = saved(base, tmp_path / "mine", dict(chat=True))
@@ -62,7 +64,7 @@ def test_an_adapter_and_its_merged_model_come_with_a_modelfile(llama, base_gguf,
     with torch.no_grad():
         wanted = base.model(torch.tensor([IDS])).logits[0, -1].log_softmax(-1)
     for files in ((base_gguf, tmp_path / "a" / "adapter.gguf"), (tmp_path / "m" / "model.gguf",)):
-        with server(*files, context=256) as it:
+        with Server(*files, context=256) as it:
             assert (it.logprobs(IDS) - wanted).abs().max() < 1e-4
             assert it.opening(TALK) == chat.opening(TALK, base.tokenizer)
     lines = (tmp_path / "m" / "Modelfile").read_text().splitlines()
@@ -70,16 +72,17 @@ def test_an_adapter_and_its_merged_model_come_with_a_modelfile(llama, base_gguf,
     assert "# FROM ./small.gguf" in lines and lines.index("# ADAPTER ./adapter.gguf") > lines.index("FROM ./model.gguf")
 
 
-@pytest.mark.parametrize("template", ["plain", CHATML.replace("im_start", "turn")])
-def test_a_template_that_the_run_chose_goes_into_the_merged_model(llama, base_gguf, tmp_path, capsys, template):
-    server = pytest.importorskip("llm.export.llama_cpp").Server
+@pytest.mark.parametrize("template, own", [("plain", CHATML), (ANOTHER, CHATML), (None, ANOTHER), (None, None)])
+def test_the_merged_model_has_the_template_that_the_run_has_taught(llama, base_gguf, tmp_path, capsys, template, own):
     pytest.importorskip("xllamacpp")
-    base = adapted(llama)
+    shutil.copytree(llama, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").write_text(own or "")
+    base = adapted(tmp_path / "base")
     folder = saved(base, tmp_path / "mine", dict(chat=True, template=template))
     run(capsys, folder, "--format", "merged", "--gguf", base_gguf, "--out", tmp_path / "m")
-    with server(tmp_path / "m" / "model.gguf", context=256) as it:
-        ours = chat.opening(TALK, chat.with_template(base.tokenizer, template))
-        assert it.opening(TALK) == ours != chat.opening(TALK, base.tokenizer)
+    with Server(tmp_path / "m" / "model.gguf", context=256) as server, Server(base_gguf, context=256) as bare:
+        ours = chat.opening(TALK, chat.with_template(base.tokenizer, template) if template else base.tokenizer)
+        assert server.opening(TALK) == ours != bare.opening(TALK)
 
 
 def test_a_gguf_of_another_model_is_refused_with_what_differs(llama, base_gguf, tmp_path):

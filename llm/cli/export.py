@@ -76,7 +76,8 @@ def _for_llama_cpp(adapter, format, base, gguf, dtype):
         if format == "gguf":
             write_adapter(loaded, to / "adapter.gguf")
         else:
-            own = dict(template=chat.jinja(tokenizer), eot=chat.end_of_turn(tokenizer)) if template else {}
+            # a GGUF's own template may be another than the one that the run has taught
+            own = dict(template=chat.jinja(tokenizer), eot=chat.end_of_turn(tokenizer)) if report.get("chat") else {}
             write_merged(loaded, gguf, to / "model.gguf", getattr(torch, dtype), adapter.resolve().name, **own)
         text = modelfile(tokenizer, report, gguf.name if gguf else "base.gguf")
         (to / "Modelfile").write_text(text, encoding="utf-8")
