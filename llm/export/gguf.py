@@ -18,7 +18,6 @@ from llm.relatives import DoraLinear, layers_of, merge, method_of
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # llama.cpp's word for each
 MERGED = "export it with --format merged"
 OWN = ("general.architecture", "general.name", "general.file_type", "general.quantization_version")  # written anew
-EOT, TEMPLATE = "tokenizer.ggml.eot_token_id", "tokenizer.chat_template"
 
 
 def write_adapter(base: Base, path: Path) -> None:
@@ -51,7 +50,13 @@ def write_adapter(base: Base, path: Path) -> None:
 
 
 def write_merged(
-    base: Base, source: Path, path: Path, dtype: torch.dtype = torch.float16, name="", template=None, eot=None
+    base: Base,
+    source: Path,
+    path: Path,
+    dtype: torch.dtype = torch.float16,
+    name: str = "merged",
+    template: str | None = None,
+    eot: int | None = None,
 ) -> None:
     """Merge what `base` wears into it, and write the whole model: matrices in `dtype`, vectors in float32.
 
@@ -63,42 +68,40 @@ def write_merged(
 
     import gguf
 
-    wrong = f"{source} is not {base.name} as a GGUF"
-    with theirs(f"{source} cannot be read as a GGUF", "give that of the base with --gguf"):
-        reader = gguf.GGUFReader(source)
-        given, fields = {t.name: t for t in reader.tensors}, list(reader.fields.values())
-        architecture = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
     cure = "give that of the base with --gguf"
-    if architecture != _architecture(base):
-        raise BaseError(f"{wrong} (its architecture is {architecture[:40]!r}): {cure}")
-    packed = bool(four_bit_layers(model))
-    bases = {f"{p}.{part}": t for p, x in layers_of(model).items() for part, t in _parameters(x.base) if t is not None}
+    with theirs(f"{source} cannot be read as a GGUF", cure):
+        reader = gguf.GGUFReader(source)
+        given = {t.name: t for t in reader.tensors}
+        architecture = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
+
+    def check(holds, what):
+        if not holds:
+            raise BaseError(f"{source} is not {base.name} as a GGUF ({what}): {cure}")
+
+    check(architecture == _architecture(base), f"its architecture is {architecture[:40]!r}")
+    linears = {module: layer.base for module, layer in layers_of(model).items()}
+    before = {f"{module}.{kind}": getattr(x, kind) for module, x in linears.items() for kind in ("weight", "bias")}
     dequantize(merge(model))
-    writer = gguf.GGUFWriter(path, architecture)
-    new = {gguf.Keys.General.NAME: name, TEMPLATE: template, EOT: eot}
-    for field in fields:
-        kind, inner = field.types[0], field.types[-1]
-        if not (field.name.startswith("GGUF.") or field.name in OWN or new.get(field.name) is not None):
-            array = dict(sub_type=inner) if kind == gguf.GGUFValueType.ARRAY else {}
-            writer.add_key_value(field.name, field.contents(), kind, **array)
-    writer.add_name(name or base.name)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if dtype == torch.float16 else gguf.LlamaFileType.ALL_F32)
+    kind = gguf.LlamaFileType.MOSTLY_F16 if dtype == torch.float16 else gguf.LlamaFileType.ALL_F32
+    writer, written = gguf.GGUFWriter(path, architecture), set(OWN)
+    writer.add_name(name), writer.add_file_type(kind)
     if template is not None:
-        writer.add_chat_template(template)
-    if eot is not None:
-        writer.add_eot_token_id(eot)
+        writer.add_chat_template(template), writer.add_eot_token_id(eot)
+        written |= {gguf.Keys.Tokenizer.CHAT_TEMPLATE, gguf.Keys.Tokenizer.EOT_ID}
+    for field in reader.fields.values():
+        if field.name not in written and not field.name.startswith("GGUF."):
+            inner = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], inner)
     for key, t in model.named_parameters():  # a tied head is named once, as the embedding
         module, kind = key.rsplit(".", 1)
         own = f"{names.get_name(module)}.{kind}"
-        old = given.pop(own, None)
-        if old is None and key not in bases:  # the head of a tied model is no tensor there until something changes it
-            raise BaseError(f"{wrong} (it has no {own}): {cure}")
-        if old is not None:
-            was = _rows(base, module, bases.get(key, t).detach().float().cpu())
-            now = torch.from_numpy(gguf.dequantize(old.data, old.tensor_type).astype("float32"))
-            exact = old.tensor_type.name in ("F32", "F16", "BF16") and not packed
-            if was.shape != now.shape or not (was - now).norm() <= (0.01 if exact else 0.4) * was.norm():
-                raise BaseError(f"{wrong} (its {own} is another): {cure}")
+        if old := given.pop(own, None):
+            was = _rows(base, module, before.get(key, t).detach().float().cpu())
+            now = torch.from_numpy(gguf.dequantize(old.data, old.tensor_type)).float()
+            # two bits a weight are off by a third; other weights are as far away as they are large
+            check(was.shape == now.shape and (was - now).norm() <= 0.4 * was.norm(), f"its {own} is another")
+        else:  # a tied head is none of its tensors until something changes it
+            check(key in before, f"it has no {own}")
         cast = _rows(base, module, t.detach().to(dtype if t.dim() > 1 else torch.float32))
         if not cast.isfinite().all():
             raise BaseError(f"{key} does not fit into {dtype}: export it with --dtype float32")
@@ -106,8 +109,8 @@ def write_merged(
     for own, old in given.items():
         if own.startswith("rope_"):  # how a long context turns the angles
             writer.add_tensor(own, old.data, raw_dtype=old.tensor_type)
-        elif own != "output.weight":  # a copy of the tied embedding, which llama.cpp takes in its place
-            raise BaseError(f"{wrong} (it has {own[:80]!r} as well): {cure}")
+        else:  # a head beside a tied embedding is a copy, for which llama.cpp takes that
+            check(own == "output.weight", f"it has {own[:80]!r} as well")
     _finish(writer)
 
 
@@ -139,10 +142,6 @@ def _rows(base, module, t):
     if _architecture(base) != "llama" or not heads:
         return t
     return t.unflatten(0, (heads, 2, -1)).swapaxes(1, 2).flatten(0, 2)
-
-
-def _parameters(linear):
-    return ("weight", linear.weight), ("bias", linear.bias)
 
 
 def _array(t):

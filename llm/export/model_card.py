@@ -67,7 +67,7 @@ def card(adapter: Path, report: dict, base: str, licence: str = UNKNOWN) -> str:
     text = f"""# {title}
 
 An adapter ({str(info).splitlines()[0]}; {info.parameters:,} parameters) for [{base}](https://huggingface.co/{base}), trained {trained}.
-It reads {ask}. Licence: {"not declared; that of the base and of the data apply" if licence == UNKNOWN else licence}.
+It reads {ask}. License: {"not declared; that of the base and of the data apply" if licence == UNKNOWN else licence}.
 
 ## Measured
 {_table(["held-out loss, nats per token", "loss"], losses) if losses else "Its report holds no held-out loss."}
