@@ -1,8 +1,10 @@
 """Conversations as tokens: those of transformers, the answers graded with their ends, and asked as they were learned."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -253,6 +255,28 @@ def test_an_empty_answer_is_its_end(lay):
         assert written(lay(), row[1::2]) == [end]
 
 
+@pytest.mark.skipif(not find_spec("trl"), reason="TRL's templates are not here")
+def test_templates_of_well_known_models_give_the_tokens_of_transformers_and_learn_what_they_are_asked(lay):
+    texts = [path.read_text() for path in Path(find_spec("trl").origin).parent.glob("chat_templates/*.jinja")]
+    markers = {mark for text in texts for mark in re.findall(r"<[|｜]?[\w▁ ]+[|｜]?>", text)}
+    tokenizer, found, pictures = lay(None, "bytes", (*MARKS, *sorted(markers.difference(MARKS)))), 0, 0
+    for text in texts:
+        own = with_template(tokenizer, text)
+        try:
+            rows = conversation(TALK, own)
+        except TextError:  # what is said lies beside a picture there
+            pictures += "'image'" in text
+            continue
+        ids = tokenizer.source.apply_chat_template(TALK, chat_template=text)["input_ids"]
+        assert [joined(row) for row in rows] == [ids] or len(rows) == 2
+        row = conversation(TALK, own, "last")[0]
+        asked = tokenizer.source.apply_chat_template(TALK[:3], chat_template=text, add_generation_prompt=True)
+        assert row[0] == opening(TALK[:3], own) == asked["input_ids"]
+        assert tokenizer.decode(row[1]).endswith(HERE["content"] + chat.end_text(own))
+        found += 1
+    assert found + pictures == len(texts) > 0
+
+
 # templates that mark their answers
 
 
@@ -413,14 +437,13 @@ def test_a_template_that_is_none_or_has_no_place_for_text_is_one_sentence(lay, t
     pictures = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
     with pytest.raises(TextError, match="does not write what messages say in plain words"):
         conversation(TALK, with_template(lay(), pictures))
-    with pytest.raises(TextError, match="there is no chat template 'nowhere': give plain, chatml, or a Jinja file"):
+    with pytest.raises(TextError, match="there is no chat template 'nowhere': give plain, chatml, or a file of Jinja"):
         with_template(GPT2, "nowhere")
     (tmp_path / "text").write_text("Hello")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
-    with pytest.raises(SettingError, match="holds no chat template"):
-        with_template(GPT2, str(tmp_path / "text"))
-    with pytest.raises(TextError, match="there is no chat template"):
-        with_template(GPT2, str(tmp_path / "bytes"))
+    for name in ("text", "bytes"):
+        with pytest.raises(TextError, match="there is no chat template"):
+            with_template(GPT2, str(tmp_path / name))
 
 
 # what to know of a template

@@ -32,6 +32,7 @@ PLAIN = (
     "{{ eos_token if message['role'] == 'assistant' }}{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+JINJA = re.compile(r"\{[{%]")
 MARKERS = re.compile(r"<\|\w+\|>|<\w+_of_turn>")
 
 
@@ -81,8 +82,7 @@ def opening(messages: list[dict], tokenizer: Tokenizer, tools: list | None = Non
 def end_of_turn(tokenizer: Tokenizer) -> int:
     """The token that ends an answer: the template's own, which may differ from `tokenizer.end`, or that one."""
     text = end_text(tokenizer)
-    ids = _tokens(tokenizer, text)[0]
-    return ids[-1] if text in _special(tokenizer) else tokenizer.end
+    return _tokens(tokenizer, text)[0][-1] if text in _special(tokenizer) else tokenizer.end
 
 
 def end_text(tokenizer: Tokenizer) -> str:
@@ -94,18 +94,16 @@ def end_text(tokenizer: Tokenizer) -> str:
 def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
     """A tokenizer with another chat template: "plain", "chatml", a Jinja text, or a file that holds one.
 
-    Raises TextError when the file cannot be read, SettingError when it holds no template.
+    Raises TextError when the file cannot be read or holds no template.
     """
-    if template != "plain" and not re.search(r"\{[{%]", template):
-        path = user_path(template)
+    template = CHATML if template == "chatml" else template
+    if template != "plain" and not JINJA.search(name := template):
         try:
-            template = CHATML if template == "chatml" else path.read_text(encoding="utf-8")
+            template = user_path(name).read_text(encoding="utf-8")
         except (OSError, ValueError):
-            raise TextError(
-                f"there is no chat template {template[:120]!r}: give plain, chatml, or a Jinja file"
-            ) from None
-        if not re.search(r"\{[{%]", template):
-            raise SettingError(f"{path} holds no chat template: give a file of Jinja, as chat_template.jinja is")
+            template = ""
+        if not JINJA.search(template):
+            raise TextError(f"there is no chat template {name[:120]!r}: give plain, chatml, or a file of Jinja")
     return replace(tokenizer, template=template)
 
 
@@ -131,15 +129,15 @@ def template_notes(tokenizer: Tokenizer, model: nn.Module | None = None, tools: 
     "Fishing for Magikarp", 2024, look for such rows by the same two signs). tools: whether conversations have some.
     """
     probe = [dict(role=role, content="Hi") for role in ("user", "assistant", "user")]
-    text, close, end = render(probe, tokenizer, ask=True)[0], end_text(tokenizer), _special(tokenizer)[0]
-    places = {marker: _tokens(tokenizer, marker)[0] for marker in sorted({*MARKERS.findall(text), close} - {"", end})}
-    plain, begin = tokenizer.template == "plain", [*tokenizer.begin]
-    pieces = ", ".join(marker for marker in places if marker not in tokenizer.special)
-    single = {marker: ids[-1] for marker, ids in places.items() if marker in tokenizer.special} if not plain else {}
-    raw = ", ".join(marker for marker, odd in zip(single, _odd(model, [*single.values()])) if odd) if model else ""
-    tool = [
-        dict(type="function", function=dict(name="f", description="", parameters=dict(type="object", properties={})))
-    ]
+    tool = dict(type="function", function=dict(name="f", description="", parameters=dict(type="object", properties={})))
+    text, close, (end, *_) = render(probe, tokenizer, ask=True)[0], end_text(tokenizer), _special(tokenizer)
+    plain, begin, markers = tokenizer.template == "plain", [*tokenizer.begin], {*MARKERS.findall(text), close} - {""}
+    single = sorted(markers & {*_special(tokenizer)})
+    odd = _odd(model, [_tokens(tokenizer, marker)[0][-1] for marker in single]) if model and not plain else []
+    pieces, raw = (
+        ", ".join(sorted(markers.difference(single))),
+        ", ".join(m for m, is_odd in zip(single, odd) if is_odd),
+    )
     facts = {
         "conversations are written as lines that begin with User: and Assistant:, not with a chat template of the base": plain,
         f"the template's {pieces} are no tokens of this base: it reads them as text, in pieces; --template plain is shorter": pieces,
@@ -151,7 +149,7 @@ def template_notes(tokenizer: Tokenizer, model: nn.Module | None = None, tools: 
         "the template does not write the token that this base's texts begin with: transformers leaves it out, and llama.cpp "
         "may not": not plain and begin and _tokens(tokenizer, text)[0][: len(begin)] != begin,
         "the template does not write tools: put them into the system message": tools
-        and render(probe, tokenizer, tool, ask=True)[0] == text,
+        and render(probe, tokenizer, [tool], ask=True)[0] == text,
     }
     return [fact for fact, holds in facts.items() if holds]
 
@@ -206,15 +204,12 @@ def _plain(messages, end, ask):
 def _answer(messages, i, tokenizer, tools):
     """A text that ends with answer `i`, as a model meets it when it is asked, and where in it the answer is."""
     before, (through, _) = _asked(messages[:i], tokenizer, tools), render(messages[: i + 1], tokenizer, tools)
-    tail, close = _tail(tokenizer), end_text(tokenizer)
-    ends = through.endswith(tail)
-    end = len(through) - len(tail) + tail.index(close) + len(close) if ends else len(through.rstrip())
-    start = (
-        len(before)
-        if through.startswith(before)
-        else len(commonprefix([through, _header(messages[:i], tokenizer, tools)]))
+    start = len(
+        before if through.startswith(before) else commonprefix([through, _header(messages[:i], tokenizer, tools)])
     )
-    end = max(start, end)
+    tail, close = _tail(tokenizer), end_text(tokenizer)
+    behind = len(tail) - tail.index(close) - len(close)
+    end = max(start, len(through) - behind if through.endswith(tail) else len(through.rstrip()))
     if messages[i].get("tool_calls") and not through[start:end].removesuffix(close).strip():
         raise TextError(
             "the chat template does not write tool_calls: write the call as the content, or give another --template"
