@@ -294,6 +294,13 @@ def test_where_a_template_marks_its_answers_whole_the_graded_tokens_are_those_of
     assert [int(target != IGNORE) for target in targets(row)] == out["assistant_masks"] and 1 in out["assistant_masks"]
 
 
+def test_what_a_template_leaves_unmarked_in_an_answer_is_only_read(lay):
+    thought = TAGGED.replace("{% generation %}", "{{ '<think>' + m.thought + '</think>' }}{% generation %}")
+    [row] = conversation([HI, HELLO | dict(thought="Greet.")], lay(thought))
+    assert written(lay(thought), row[1:]) == ["Hello!<|im_end|>", "\n"]
+    assert lay(thought).decode(row[0]).endswith("<|im_start|>assistant\n<think>Greet.</think>")
+
+
 def test_a_mark_that_begins_at_the_first_token_grades_that_answer_and_not_the_rest(lay):
     bare = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
     tokenizer = lay(bare)
