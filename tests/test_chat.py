@@ -255,6 +255,22 @@ def test_an_empty_answer_is_its_end(lay):
         assert written(lay(), row[1::2]) == [end]
 
 
+def test_a_token_that_lies_across_the_border_counts_with_its_answer(lay):
+    tokenizer = lay(WORDS.replace("'ASSISTANT:'", "'ASSISTANT: '"))  # what asks ends in the blank of the first word
+    for own in (tokenizer, without_places(tokenizer)):
+        [row] = conversation(TALK[:2], own)
+        assert written(own, row) == ["USER: Hi there, you ASSISTANT:", " Hello!</s>"]
+
+
+def test_a_key_without_a_value_is_no_key(lay):
+    tokenizer = lay(
+        chat.CHATML.replace(
+            "message['role'] +", "message['role'] + (message.name if message.name is defined else '') +"
+        )
+    )
+    assert conversation([HI, HELLO | dict(name=None)], tokenizer) == conversation([HI, HELLO], tokenizer)
+
+
 @pytest.mark.skipif(not find_spec("trl"), reason="TRL's templates are not here")
 def test_templates_of_well_known_models_give_the_tokens_of_transformers_and_learn_what_they_are_asked(lay):
     texts = [path.read_text() for path in Path(find_spec("trl").origin).parent.glob("chat_templates/*.jinja")]
@@ -295,7 +311,7 @@ def test_where_a_template_marks_its_answers_whole_the_graded_tokens_are_those_of
 
 
 def test_what_a_template_leaves_unmarked_in_an_answer_is_only_read(lay):
-    thought = TAGGED.replace("{% generation %}", "{{ '<think>' + m.thought + '</think>' }}{% generation %}")
+    thought = TAGGED.replace("{% generation %}", "{{ '<think>' + (m.thought or '') + '</think>' }}{% generation %}")
     [row] = conversation([HI, HELLO | dict(thought="Greet.")], lay(thought))
     assert written(lay(thought), row[1:]) == ["Hello!<|im_end|>", "\n"]
     assert lay(thought).decode(row[0]).endswith("<|im_start|>assistant\n<think>Greet.</think>")
