@@ -29,7 +29,7 @@ from llm.finetune import run as runs
 from llm.finetune.resume import resume
 from llm.finetune.run import RESUME
 from llm.finetune.settings import Settings
-from llm.text import corpora, download
+from llm.text import chat, corpora, download
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = get_command(app).commands
@@ -220,6 +220,18 @@ def test_a_stopped_run_says_whose_adapter_the_folder_has(tiny, capsys, monkeypat
     interrupt_in_the_first_step(monkeypatch)
     code, _, end = of_a_run(tiny, capsys, monkeypatch, (5.0, 4.0))
     assert code == 130 and end.endswith("--out out`; the adapter is that of step 1, the best so far")
+
+
+def test_what_a_base_cannot_read_of_a_chat_template_is_said_once(tiny, capsys, monkeypatch):
+    def notes(tokenizer, model=None, tools=False):
+        return ["known without the base"] + ["this base was never trained on it"] * (model is not None)
+
+    monkeypatch.setattr(chat, "template_notes", notes)
+    turns = [dict(role=role, content="Hi") for role in ("user", "assistant")]
+    Path("chat.jsonl").write_text("".join(json.dumps(dict(messages=turns * n)) + "\n" for n in (1, 2)))
+    _, out, _ = said(capsys, "finetune", "chat.jsonl", "--base", tiny, "--steps", "1", "--rank", "2", "--json")
+    told = lines(out)[0]["notes"]
+    assert told.count("known without the base") == told.count("this base was never trained on it") == 1
 
 
 def test_epochs_instead_of_steps_or_a_sentence(tiny, capsys):
