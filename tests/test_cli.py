@@ -21,7 +21,7 @@ from llm import bases
 from llm.__main__ import main
 from llm.adapters.folder import CONFIG, TENSORS
 from llm.bases import smollm2
-from llm.cli import data, doctor, finetune, maintenance, use_adapter  # noqa: F401 (the commands are on the app then)
+from llm.cli import data, doctor, export, finetune, maintenance, use_adapter  # noqa: F401 (the commands are on the app then)
 from llm.cli.app import app
 from llm.cli.interrupts import asked_to_stop
 from llm.errors import AdapterError, BaseError, SettingError
@@ -29,7 +29,7 @@ from llm.finetune import run as runs
 from llm.finetune.resume import resume
 from llm.finetune.run import RESUME
 from llm.finetune.settings import Settings
-from llm.text import corpora, download
+from llm.text import chat, corpora, download
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = get_command(app).commands
@@ -222,6 +222,18 @@ def test_a_stopped_run_says_whose_adapter_the_folder_has(tiny, capsys, monkeypat
     assert code == 130 and end.endswith("--out out`; the adapter is that of step 1, the best so far")
 
 
+def test_what_a_base_cannot_read_of_a_chat_template_is_said_once(tiny, capsys, monkeypatch):
+    def notes(tokenizer, model=None, tools=False):
+        return ["known without the base"] + ["this base was never trained on it"] * (model is not None)
+
+    monkeypatch.setattr(chat, "template_notes", notes)
+    turns = [dict(role=role, content="Hi") for role in ("user", "assistant")]
+    Path("chat.jsonl").write_text("".join(json.dumps(dict(messages=turns * n)) + "\n" for n in (1, 2)))
+    _, out, _ = said(capsys, "finetune", "chat.jsonl", "--base", tiny, "--steps", "1", "--rank", "2", "--json")
+    told = lines(out)[0]["notes"]
+    assert told.count("known without the base") == told.count("this base was never trained on it") == 1
+
+
 def test_epochs_instead_of_steps_or_a_sentence(tiny, capsys):
     argv = ["finetune", "text.txt", "--base", tiny, "--out", "out", *QUICK, "--epochs", "0.1", "--json"]
     code, out, _ = said(capsys, *argv)
@@ -250,6 +262,8 @@ def test_curves_for_tensorboard_are_those_of_the_log_also_after_a_stop(tiny, cap
     with monkeypatch.context() as patched:
         interrupt_in_the_first_step(patched)
         assert said(capsys, "finetune", "text.txt", "--base", tiny, "--out", "out", *options, *QUICK)[0] == 130
+    (first,) = Path("out/tensorboard").iterdir()  # its name is the second, and the test may not take one
+    first.rename(first.with_name("events.out.tfevents.1.before"))
     assert said(capsys, "finetune", "--resume", "--out", "out", "--log", "tensorboard")[0] == 0
     rows, tags = (
         lines(Path("out/log.jsonl").read_text()),

@@ -408,7 +408,7 @@ def measuring(monkeypatch, *losses):
 
 def as_it_was(settings, folder, step):
     """The adapter after `step` steps of the same run: where nothing is measured yet the folder holds the last one."""
-    go(begin(replace(settings, measure=settings.steps, patience=None), folder), until=step)
+    go(begin(replace(settings, measure=settings.steps), folder), until=step)
     return folder
 
 
@@ -438,7 +438,7 @@ def test_of_a_stopped_run_the_folder_has_the_best_step_so_far_and_the_run_goes_o
     whole = begin(settings, tmp_path / "whole")
     losses = go(whole)
     measuring(monkeypatch, *TURNS)
-    first = go(begin(settings, tmp_path / "halves"), until=5)
+    first = go(begin(settings, tmp_path / "halves"), until=5, every=1)  # a checkpoint does not disturb what goes on
     assert same(tmp_path / "halves", tmp_path / "whole")
     measuring(monkeypatch, *TURNS[6:])
     again = resume(tmp_path / "halves")
@@ -447,11 +447,11 @@ def test_of_a_stopped_run_the_folder_has_the_best_step_so_far_and_the_run_goes_o
 
 
 def test_a_run_that_ends_better_than_it_stopped_keeps_what_came_later(settings, tmp_path, monkeypatch):
-    falling = 5.0, 4.0, 4.5, 3.0, 3.5, 3.0, 2.0
-    measuring(monkeypatch, *falling)
+    go(begin(replace(settings, measure=6), tmp_path / "last"))
+    measuring(monkeypatch, *TURNS[:-1], 2.0)
     go(begin(replace(settings, measure=1), tmp_path / "out"), until=4)
     go(run := resume(tmp_path / "out"))
-    assert run.best == (6, 2.0) and same(tmp_path / "out", as_it_was(replace(settings, steps=7), tmp_path / "six", 6))
+    assert run.best == (6, 2.0) and same(tmp_path / "out", tmp_path / "last")
 
 
 def test_an_overfitted_run_keeps_the_turn(tmp_path, tiny):
@@ -466,9 +466,9 @@ def test_an_overfitted_run_keeps_the_turn(tmp_path, tiny):
 
 @pytest.mark.parametrize("until", [None, 2, 4])
 def test_patience_ends_a_run_after_as_many_measurements_without_a_new_best(settings, tmp_path, monkeypatch, until):
+    reference = as_it_was(settings, tmp_path / "reference", 2)
     measuring(monkeypatch, 5.0, 4.0, 3.0, 3.5, 3.0)
-    settings = replace(settings, measure=1, patience=2)
-    run = begin(settings, tmp_path / "out")
+    run = begin(replace(settings, measure=1, patience=2), tmp_path / "out")
     if until:
         for step in run.steps(stop=lambda: run.done == until and until == 2):
             if step.index == 3:  # a process that is killed when all is done
@@ -476,7 +476,7 @@ def test_patience_ends_a_run_after_as_many_measurements_without_a_new_best(setti
         run = resume(tmp_path / "out")
     go(run)
     assert run.done == 4 and run.finished and not (tmp_path / "out" / RESUME).exists()
-    assert same(tmp_path / "out", as_it_was(settings, tmp_path / "two", 2))
+    assert same(tmp_path / "out", reference)
     assert read_report(tmp_path / "out")["done"] == 4 and go(run) == []
 
 
@@ -730,6 +730,14 @@ def test_a_damaged_checkpoint_is_one_sentence_and_the_adapter_stays(stopped, how
     spoil(stopped / RESUME, how)
     assert_refused(lambda: resume(stopped), f"{stopped / RESUME} is damaged", "for a new run choose another --out")
     assert (stopped / TENSORS).read_bytes() == before and not capfd.readouterr().out
+
+
+def test_a_checkpoint_of_the_time_before_a_setting_goes_on_with_its_default(stopped, settings):
+    state = torch.load(stopped / RESUME, weights_only=True)
+    for name in ("measure", "patience", "epochs", "map", "train_on", "template"):
+        del state["settings"][name]
+    torch.save(state, stopped / RESUME)
+    assert resume(stopped).settings == settings
 
 
 NONSENSE = [

@@ -108,6 +108,7 @@ def _train(run, every, as_json, curves):
 
     from llm.finetune.verdict import verdict
     from llm.surgery import left_out
+    from llm.text.chat import template_notes
 
     main, steps = run.group.rank == 0, run.settings.steps
     show = show_json if as_json and main else lambda **_: None
@@ -115,7 +116,8 @@ def _train(run, every, as_json, curves):
     before = run.heldout()
     trainable, parameters = run.counts()
     share, sentence = left_out(run.base.model)
-    notes = [*run.data.notes, *filter(None, [sentence])]
+    of_template = template_notes(run.base.tokenizer, run.base.model) if run.data.chat else []  # the data know no model
+    notes = [*dict.fromkeys([*run.data.notes, *of_template, *filter(None, [sentence])])]
     start = dict(done=run.done, steps=steps, trainable=trainable, parameters=parameters, heldout=before)
     show(event="start", **start, skipped=run.data.skipped, left_out=round(share, 4), notes=notes)
     for note in notes:

@@ -87,14 +87,14 @@ class Run:
                     self.done = step.index + 1
                     point = dict(heldout=self._measure()) if main and self.done in measured else {}
                     wishes = stop(), main and self._in_vain()
-                    loss, stopping, in_vain = guarded(self.group.agree, step.loss, *wishes)
-                    row = dict(step=self.done, loss=loss, lr=step.lr, seconds=step.seconds, tokens=step.tokens) | point
+                    whole, stopping, in_vain = guarded(self.group.agree, step.loss, *wishes)
+                    row = dict(step=self.done, loss=whole, lr=step.lr, seconds=step.seconds, tokens=step.tokens) | point
                     self.log.append(row)
                     log.write(json.dumps(row) + "\n")
                     self.finished = self.done == s.steps or in_vain
                     if self.done % every == 0 or self.finished or stopping:
                         self.save()
-                    yield replace(step, loss=loss)
+                    yield replace(step, loss=whole)
                     if stopping:
                         break
             if self.finished and main:
