@@ -21,7 +21,7 @@ from llm import bases
 from llm.__main__ import main
 from llm.adapters.folder import CONFIG, TENSORS
 from llm.bases import smollm2
-from llm.cli import data, doctor, finetune, maintenance, use_adapter  # noqa: F401 (the commands are on the app then)
+from llm.cli import data, doctor, export, finetune, maintenance, use_adapter  # noqa: F401 (the commands are on the app then)
 from llm.cli.app import app
 from llm.cli.interrupts import asked_to_stop
 from llm.errors import AdapterError, BaseError, SettingError
