@@ -5,6 +5,7 @@ import { footprint } from "./footprint.js";
 import { lab } from "./lab.js";
 import { layer } from "./layer.js";
 import { predict } from "./predict.js";
+import { prefer } from "./prefer.js";
 import { rank } from "./rank.js";
 import { rates } from "./rates.js";
 import { rounding } from "./rounding.js";
@@ -13,7 +14,7 @@ import { settings } from "./settings.js";
 import { targets } from "./targets.js";
 import { voices } from "./voices.js";
 
-const INSTRUMENTS = { delta, footprint, layer, rank, rates, rounding, savings, settings, targets }, VIEWS = { lab, predict, voices };
+const INSTRUMENTS = { delta, footprint, layer, prefer, rank, rates, rounding, savings, settings, targets }, VIEWS = { lab, predict, voices };
 
 function mount() {
   for (const data of document.querySelectorAll("script.llm-data:not([data-alive])")) {
@@ -26,6 +27,7 @@ function mount() {
 mount();
 
 export { verdict } from "./predict.js";
+export { wilson } from "./prefer.js";
 export default { render: (given) => VIEWS[given.model.get("view")](given) };
 // the page that trains (llm/course/page) is made of the same parts
 export { check, choice, slider } from "./controls.js";
