@@ -90,7 +90,7 @@ def test_train_trains_only_the_adapter_and_tells_the_page_of_curve_runs_and_answ
     before = snapshot(lab.base)
     asyncio.run(trained(lab))
     [trial] = lab.trials
-    assert trial.ended == "done" and trial.at == [0, 5, 6] and trial.heldout[-1] < trial.heldout[0]
+    assert trial.ended == "done" and trial.at == [0, 1, 2, 5, 6] and trial.heldout[-1] < trial.heldout[0]
     [row] = lab.runs
     assert row["done"] == row["steps"] == 6 and row["r"] == 2 and row["ended"] == "done" and row["number"] == 1
     assert row["heldout"] == [[at, round(loss, 4)] for at, loss in zip(trial.at, trial.heldout)]

@@ -79,6 +79,16 @@ def test_every_place_tells_its_value(open_page):
     assert not shown.errors
 
 
+def test_the_dot_lies_on_the_last_bar_that_is_kept(open_page):
+    shown = open_page(delta_explorer(DELTAS))
+    for r in (8, 9):
+        dot = shown.root.locator("[data-dot]").first.bounding_box()
+        bar = shown.root.locator("svg").first.locator("g rect").nth(r - 1).bounding_box()
+        assert dot["x"] + dot["width"] / 2 == pytest.approx(bar["x"] + bar["width"] / 2, abs=0.5)
+        assert dot["y"] + dot["height"] / 2 == pytest.approx(bar["y"], abs=0.5)
+        shown.press(shown.slider("rank r"), "ArrowRight")
+
+
 def test_a_small_layer_and_one_that_did_not_move(open_page):
     deltas = {"records": {"transformer.h.0.attn.c_attn.weight": noise(24, 16), "still": noise(24, 16) * 0}}
     shown = open_page(delta_explorer(deltas))

@@ -78,6 +78,7 @@ def test_the_word_is_whole_at_rank_seven_and_what_is_left_is_clear(open_page):
     assert ink(0) == 255 and ink(1) > 25
     to(shown, "rank r", 7)
     assert ink(0) == 255 and ink(1) <= 1 and "Error 0%" in shown.says
+    assert hovered(shown, "canvas >> nth=1", 0.51).endswith(": 0")
     assert "pattern 7: size" in hovered(shown, "svg", 0.178) and "kept" in hovered(shown, "svg", 0.178)
 
 
@@ -115,7 +116,15 @@ def test_a_hand_draws_another_matrix_with_the_mouse_or_the_keys(open_page):
             shown.page.mouse.down()
             move(i, 0), move(i, 24)
             shown.page.mouse.up()
-    assert "Error 0%. An error under 5% takes r = 0." in shown.says
+    nothing = "Error 0%. It has no patterns: a higher rank adds nothing. An error under 5% takes r = 0."
+    assert nothing in shown.says
+    shown.press(shown.root.get_by_role("button", name="Restore"), "Enter")
+    to(shown, "rank r", 8)
+    assert "Error 0%. It has 7 patterns: a higher rank adds nothing." in shown.says
+    to(shown, "rank r", 7)
+    assert "adds nothing" not in shown.says
+    shown.root.get_by_role("button", name="Clear").click()
+    assert nothing in shown.says
     move(3, 5), shown.page.mouse.down(), shown.page.mouse.up()
     assert shown.says.endswith("takes r = 1.")
     shown.choose("matrix", "noise")

@@ -66,6 +66,20 @@ def test_rates(open_page, width, theme):
     assert shown.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_a_loss_above_the_frame_is_an_arrow_at_its_border_that_tells_its_value(open_page):
+    explorer = rate_explorer(ROWS)
+    shown = open_page(explorer)
+    shown.press(shown.slider("one rate"), "End")
+    curves = next(iter(explorer.data["tasks"].values()))["curves"].values()
+    top = float(shown.root.locator("svg text[text-anchor=end]").last.inner_text())
+    arrows = shown.root.locator("svg path.out")
+    assert sum(loss > top + 1 for curve in curves for _, loss in curve) <= arrows.count()
+    frame, arrow = shown.root.locator("svg").bounding_box(), arrows.last.bounding_box()
+    assert frame["y"] < arrow["y"] < frame["y"] + 20
+    arrows.last.hover(force=True)
+    assert float(shown.root.locator(".tip:visible").inner_text().split(": ")[1]) > top
+
+
 def test_the_rows_stand_in_the_order_of_the_losses(open_page):
     shown = open_page(rate_explorer(ROWS))
     for rate in (0.01, None):

@@ -44,6 +44,7 @@ from llm.training import best_device, evaluate, train
 GIVE_WAY = 0.005  # seconds: a click needs several rounds of the loop to arrive, and a step is a hundred times as long
 JUDGED = 10  # steps: before, the rate has not reached its height, and a curve means nothing yet
 EVERY = 10  # steps between two measurements, each as long as two or three steps
+EARLY = (1, 2)  # and after these, where a hot rate shows itself
 POINTS = 100  # training losses that the page gets of a run, each a mean of neighbors
 
 _task = cache(load_task)
@@ -316,7 +317,7 @@ class Lab(anywidget.AnyWidget):
             while not trial.asked and (step := next(training, None)):
                 self._note(trial, step)
                 await asyncio.sleep(GIVE_WAY)
-                if len(trial.seconds) % EVERY == 0 and not trial.asked:
+                if (len(trial.seconds) in EARLY or len(trial.seconds) % EVERY == 0) and not trial.asked:
                     self._measure(trial, model, task.heldout)
                     await asyncio.sleep(GIVE_WAY)
         if trial.seconds and trial.at[-1] != len(trial.seconds) and self._holds(trial):
@@ -337,7 +338,8 @@ class Lab(anywidget.AnyWidget):
         a_step, now = median(trial.seconds), self.pace[trial.settings.task]
         self.pace = self.pace | {trial.settings.task: now | dict(step=a_step)}
         left = trial.settings.steps - len(trial.seconds)
-        left = left * a_step + math.ceil(left / EVERY) * now["measure"]
+        ahead = math.ceil(left / EVERY) + sum(len(trial.seconds) < at < trial.settings.steps for at in EARLY)
+        left = left * a_step + ahead * now["measure"]
         speed = f"{step.tokens / a_step:,.0f} tokens per second, about {_duration(left)} left"
         if self._holds(trial):
             self._say("train", f"step {step.index + 1}: training loss {step.loss:.2f}, {speed}")

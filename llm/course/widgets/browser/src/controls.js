@@ -88,6 +88,12 @@ export function number({ label, min, max, whole = false, value = min }) {
   return control;
 }
 
+/** A button; it has no value. */
+export function button({ label, act }) {
+  const node = html("button", { type: "button", onclick: act }, label);
+  return { node, onmove() {}, value: null, set disabled(is) { node.disabled = is; } };
+}
+
 /** A line of text; its value is what stood in it when it was last left, or Enter pressed. */
 export function text({ label, value = "", wide = 240 }) {
   const input = html("input", { type: "text", "aria-label": label, spellcheck: "false", style: `width: min(${wide}px, 75cqw)` });

@@ -59,7 +59,7 @@ export function delta(el, { colors, tasks, layers, most, r = 8 }) {
         x, y: { domain: [0, 1.06 * now.s[0] || 1] },
         bars: now.s.slice(0, end).map((s, i) => ({ x0: i + 0.6, x1: i + 1.4, y0: 0, y1: s, color: i < kept ? colors.full : colors.control })),
         rules: [{ x: kept + 0.5, color: colors.full }],
-        dots: [{ x: kept + 0.5, y: 0.8 * now.s[0], color: colors.full, drag }],
+        dots: [{ x: kept, y: now.s[kept - 1], color: colors.full, drag }],
       });
       const needs = now.energy.findIndex((share) => share >= 0.9);
       held.draw({

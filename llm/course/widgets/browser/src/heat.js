@@ -7,13 +7,14 @@ export function heat({ title, size = 160 }) {
   const canvas = html("canvas", { role: "img", "aria-label": title });
   const caption = html("figcaption", {}, title);
   const node = html("figure", {}, caption, canvas);
-  let shown = null;
+  let shown = null, full = 1;
   tip(node, canvas, (x, y) => {
     const i = Math.floor(y * shown.rows), j = Math.floor(x * shown.columns);
-    return `row ${i + 1}, column ${j + 1}: ${shown.values[i * shown.columns + j].toPrecision(3)}`;
+    const value = shown.values[i * shown.columns + j]; // what is left of a rounding is zero
+    return `row ${i + 1}, column ${j + 1}: ${Math.abs(value) < 1e-6 * full ? 0 : value.toPrecision(3)}`;
   });
   function draw(matrix, most, { title: now = title, height, width } = {}) {
-    shown = matrix;
+    [shown, full] = [matrix, most];
     const { rows, columns, values } = matrix, across = size / Math.max(rows, columns);
     if (canvas.width !== columns || canvas.height !== rows) Object.assign(canvas, { width: columns, height: rows });
     canvas.style.width = `${Math.max(3, width ?? columns * across)}px`;

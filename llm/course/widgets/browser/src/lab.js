@@ -33,6 +33,7 @@ const STYLE = `
 .llm-lab .voices { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; }
 .llm-lab .voices pre { height: 72px; overflow: auto; margin: 2px 0 0; padding: 3px 6px; white-space: pre-wrap; overflow-wrap: break-word; font-size: 12px; line-height: 1.3; color: inherit;
   background: none; border: 1px solid color-mix(in oklab, currentColor 20%, transparent); border-radius: 3px; }
+.llm-lab .voices pre.stale { opacity: .45; }
 .llm-lab .line { user-select: all; height: 1.5em; margin-top: 4px; overflow: auto hidden; scrollbar-width: none; white-space: nowrap; font: 11px/1.5 var(--jp-code-font-family, monospace); }
 .llm-lab .row > .heard { flex: 0 1 270px; max-height: 2.7em; }
 .llm-lab .head { height: 25px; } .llm-lab .head, .llm-lab .head label { display: flex; align-items: center; gap: 6px; }
@@ -105,9 +106,15 @@ export function lab({ model, el }) {
   // the voices
   const prompt = text({ label: "prompt", value: model.get("voices").prompt });
   const typed = prompt.node.querySelector("input"); // what stands in it, also before it is left
-  const ask = () => send("ask", { run: chosen, prompt: typed.value, task: controls.task.value });
-  const askButton = button("Ask", ask, { title: "let both go on from the prompt" });
+  let awaited = null; // the prompt of which an answer has been asked for
+  const ask = (run = chosen, task = controls.task.value) => {
+    awaited = typed.value.trim();
+    send("ask", { run, prompt: typed.value, task });
+    speak();
+  };
+  const askButton = button("Ask", () => ask(), { title: "let both go on from the prompt" });
   typed.addEventListener("keydown", (event) => { if (event.key === "Enter") ask(); });
+  typed.addEventListener("input", () => speak());
   const heard = status("small heard", 2), beside = html("select", { "aria-label": "compare with" }, html("option", { value: "base" }, "the base"));
   const names = { right: html("b", {}, "no run yet") }, answers = [html("pre", { tabindex: 0, "aria-label": "first voice" }), html("pre", { tabindex: 0, "aria-label": "second voice" })];
 
@@ -156,7 +163,7 @@ export function lab({ model, el }) {
   }
   function listen(run) { // a run that is chosen answers, unless it has
     const { of: spoken, prompt: to, task } = model.get("voices"), has = task === run?.task && to === typed.value.trim() && spoken[run.number];
-    if (run && run.best !== null && !running() && !has) send("ask", { run: run.number, prompt: typed.value, task: run.task });
+    if (run && run.best !== null && !running() && !has) ask(run.number, run.task);
   }
 
   // what the settings cost, before anything trains
@@ -164,7 +171,7 @@ export function lab({ model, el }) {
     const now = settings(), [fixed, each] = costs[now.method][now.targets], trained = fixed + each * now.r;
     for (const [key, control] of Object.entries(controls)) control.disabled = !["task", "method", "lr", "steps", ...heeds[now.method]].includes(key);
     const pace = model.get("pace")[now.task];
-    const about = pace ? `About ${duration(now.steps * pace.step + Math.ceil(now.steps / every) * pace.measure)} for ${now.steps} steps here.` : "A step is being timed.";
+    const about = pace ? `About ${duration(now.steps * pace.step + (Math.ceil(now.steps / every) + Math.min(2, now.steps - 1)) * pace.measure)} for ${now.steps} steps here.` : "A step is being timed.";
     price.replaceChildren(`${whole(trained)} numbers train, ${times(all / trained)} times fewer than all: ${megabytes(4 * trained)}, and ` +
       `${megabytes(12 * trained)} for gradients and Adam (full: ${megabytes(16 * all)} in all).`, html("br"), html("b", {}, about));
     links.forEach((link, i) => link.setAttribute("aria-pressed", String(Object.entries({ ...begin, ...ready[i].change }).every(([key, value]) => now[key] === value))));
@@ -250,15 +257,17 @@ export function lab({ model, el }) {
   }
 
   function speak() {
-    const { of: spoken, task } = model.get("voices"), same = task === controls.task.value, run = of(chosen), left = beside.value;
+    const { of: spoken, task, prompt: to } = model.get("voices"), same = task === controls.task.value, run = of(chosen), left = beside.value;
     const others = ["base", ...here().filter(({ best, number }) => best !== null && number !== chosen).map(({ number }) => String(number))];
     if (others.join() !== [...beside.options].map((option) => option.value).join()) {
       beside.replaceChildren(...others.map((id) => html("option", { value: id }, id === "base" ? "the base" : `run ${id}`)));
       beside.value = others.includes(left) ? left : "base";
     }
-    const said = (id) => (same && spoken[id] ? spoken[id].text.trim() || "(it ends at once)" : of(Number(id))?.best === null ? "" : "(press Ask to hear it)");
+    const said = (id) => (same && spoken[id] ? spoken[id].text.trim() || "(it ends at once)" : of(Number(id))?.best === null ? "" : awaited === to ? "answering" : "(press Ask to hear it)");
+    const stale = (id) => Boolean(same && spoken[id]) && (typed.value.trim() !== to.trim() || spoken[id].step < of(Number(id))?.best);
     answers[0].textContent = said(beside.value);
     answers[1].textContent = run ? said(run.number) : "";
+    [beside.value, run?.number].forEach((id, i) => answers[i].classList.toggle("stale", stale(id)));
     names.right.textContent = run ? `run ${run.number}${run.best ? `, step ${run.best} (kept, loss ${nats(run.kept)})` : ""}` : "no run yet";
     save.disabled = !run || run.best === null;
     save.textContent = run ? `Save run ${run.number}` : "Save";

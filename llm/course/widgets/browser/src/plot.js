@@ -13,7 +13,7 @@ import { tip } from "./tip.js";
  *                                                                it, and click, only where keys do the same
  *   rules: { x or y, label, color }                               a thin line across
  *   bars:  { x0, x1, y0, y1, color, label, hint, faint }
- * x and y given to draw take the place of the axes' settings. What leaves the frame is cut at it.
+ * x and y given to draw take the place of the axes' settings. What leaves the frame is cut at it; a dot above it is an arrow at its border.
  * hover(x, y): what to say of a place; null for nothing.
  */
 export function plot({ label, height = 280, width = 620, left = 62, right = 120, x, y, hover }) {
@@ -72,7 +72,9 @@ export function plot({ label, height = 280, width = 620, left = 62, right = 120,
       if (words) labels.push({ words, color, x: sx(seen[0]), y: Math.max(TOP, Math.min(height - BOTTOM, sy(seen[1]))) });
     }
     for (const [i, { x: dx, y: dy, color, faint, drag, click, label: words, hint, r = 5 }] of (what.dots ?? []).entries()) {
-      const dot = svg("circle", { cx: sx(dx), cy: sy(dy), r: drag ? 7 : r, style: `fill: ${ink(color)}${click ? "; cursor: pointer" : ""}`, opacity: faint ? 0.3 : 1, class: drag ? "handle" : null, "data-dot": drag ? i : null, onclick: click ?? null },
+      const out = !drag && r > 0 && sy(dy) < TOP - 1, across = sx(dx), half = r + 1;
+      const shape = out ? ["path", { class: "out", d: `M${across - half} ${TOP + 2 * half}h${2 * half}l${-half} ${-2 * half}z` }] : ["circle", { cx: across, cy: sy(dy), r: drag ? 7 : r }];
+      const dot = svg(shape[0], { class: drag ? "handle" : null, ...shape[1], style: `fill: ${ink(color)}${click ? "; cursor: pointer" : ""}`, opacity: faint ? 0.3 : 1, "data-dot": drag ? i : null, onclick: click ?? null },
         hint ? svg("title", {}, hint) : null);
       (drag ? above : marks).append(dot);
       if (words) labels.push({ words, color, x: sx(dx), y: sy(dy) });

@@ -7,7 +7,7 @@ import { plot } from "./plot.js";
 const ROW = 24;
 const STYLE = `
 .llm-explorer .order { flex: 1; min-width: 270px; max-width: 340px; font-variant-numeric: tabular-nums; }
-.llm-explorer .order .head, .llm-explorer .order button { display: grid; width: 100%; grid-template-columns: 2.8em 1fr 4.2em 5em; text-align: left; white-space: nowrap; }
+.llm-explorer .order .head, .llm-explorer .order button { display: grid; width: 100%; grid-template-columns: 2.6em 1fr 4em 5.6em; gap: 0 6px; text-align: left; white-space: nowrap; }
 .llm-explorer .order .head { font-size: 12px; padding: 0 4px; height: 20px; box-sizing: border-box; }
 .llm-explorer .order .head :nth-child(n+3), .llm-explorer .order button :nth-child(n+3) { text-align: right; }
 .llm-explorer .order .rows { position: relative; }
@@ -89,7 +89,7 @@ export function rates(el, { colors, rates: shared, tasks, methods }) {
 
   // The recorded point under the pointer: the nearest, if it is near.
   function nearest(x, y) {
-    const far = ([lr, loss]) => Math.hypot(Math.log(lr / x) / Math.log(frame.x[1] / frame.x[0]), (loss - y) / (frame.y[1] - frame.y[0]));
+    const far = ([lr, loss]) => Math.hypot(Math.log(lr / x) / Math.log(frame.x[1] / frame.x[0]), (Math.min(loss, frame.y[1]) - y) / (frame.y[1] - frame.y[0]));
     const every = Object.entries(frame.curves).flatMap(([name, curve]) => curve.map((there) => ({ name, there, far: far(there) })));
     const { name, there, far: away } = every.reduce((a, b) => (b.far < a.far ? b : a));
     return away < 0.03 ? `${methods[name].name} at ${there[0]}: ${there[1].toFixed(3)}` : null;
@@ -102,7 +102,7 @@ export function rates(el, { colors, rates: shared, tasks, methods }) {
       node.setAttribute("aria-pressed", chosen === name);
       cells[0].textContent = at[name] ? i + 1 : "-";
       cells[2].textContent = at[name] ? at[name][1].toFixed(2) : "not tried";
-      cells[3].textContent = `${!at[name] || own === i + 1 ? "" : own < i + 1 ? "▼ " : "▲ "}${own}`;
+      cells[3].textContent = `${own}${!at[name] || own === i + 1 ? "" : own < i + 1 ? ", better" : ", worse"}`;
     }
   }
 

@@ -36,8 +36,8 @@ export function rounding(el, { formats, schemes, weights }) {
   };
   const place = plot({
     ...SIZE, label: "error of every scheme over its bits per weight",
-    x: { label: "bits per weight (dashed: double quantization)", domain: BITS, log: true, ticks: [0.01, 0.1, 0.5, 2], format: (v) => String(RADIX + v) },
-    y: { label: "error", domain: range, format: (v) => `${Math.round(100 * v)}%` },
+    x: { label: "bits per weight: 4 and what the scales add (log)", domain: BITS, log: true, ticks: [0.01, 0.1, 0.5, 2], format: (v) => String(RADIX + v) },
+    y: { label: "error (dashed: double quantization)", domain: range, format: (v) => `${Math.round(100 * v)}%` },
     hover(above, error) {
       const scheme = nearest(Math.max(above, 1e-9), error);
       return `${formats[scheme.format].title}, ${scheme.block}${scheme.double ? ", double" : ""}: ${scheme.bits.toFixed(3)} bits, ${percent(scheme.error)}`;
