@@ -34,6 +34,7 @@ from llm.training import evaluate
 
 ALIVE = registry._instances if hasattr(registry, "_instances") else Widget.widgets  # ipywidgets 8, and 7
 HANG = 20 * 60  # seconds
+EARLY = labs.EARLY  # before the fixture takes them away
 TINY = GPTConfig(n_layer=1, n_head=2, n_embd=16)
 
 
@@ -50,6 +51,7 @@ def lab(monkeypatch, tmp_path):
 
     monkeypatch.setattr(labs, "_task", lambda name: Task(name, batches, [batch]))
     monkeypatch.setattr(labs, "EVERY", 5)
+    monkeypatch.setattr(labs, "EARLY", ())
     made = Lab(GPT(TINY), tmp_path / "mine")
     change(made, steps=6, r=2)
     return made
@@ -90,7 +92,7 @@ def test_train_trains_only_the_adapter_and_tells_the_page_of_curve_runs_and_answ
     before = snapshot(lab.base)
     asyncio.run(trained(lab))
     [trial] = lab.trials
-    assert trial.ended == "done" and trial.at == [0, 1, 2, 5, 6] and trial.heldout[-1] < trial.heldout[0]
+    assert trial.ended == "done" and trial.at == [0, 5, 6] and trial.heldout[-1] < trial.heldout[0]
     [row] = lab.runs
     assert row["done"] == row["steps"] == 6 and row["r"] == 2 and row["ended"] == "done" and row["number"] == 1
     assert row["heldout"] == [[at, round(loss, 4)] for at, loss in zip(trial.at, trial.heldout)]
@@ -98,6 +100,12 @@ def test_train_trains_only_the_adapter_and_tells_the_page_of_curve_runs_and_answ
     assert set(tokens(lab)) == {"base", "1"}
     assert all(torch.equal(value, before[name]) for name, value in lab.base.state_dict().items())
     json.dumps(lab.get_state()["runs"], allow_nan=False)
+
+
+def test_the_first_two_steps_are_measured_where_a_hot_rate_shows(lab, monkeypatch):
+    monkeypatch.setattr(labs, "EARLY", EARLY)
+    asyncio.run(trained(lab))
+    assert lab.trials[0].at == [0, 1, 2, 5, 6]
 
 
 def test_runs_stay_with_their_settings(lab):

@@ -1,6 +1,16 @@
 """Drives one instrument of the bundle in a bare page: no Jupyter and no kernel, by mouse and by keyboard."""
 
 THEMES = {"light": "background: #fff; color: #222", "dark": "background: #111; color: #eee; color-scheme: dark"}
+COLLISIONS = """root => {
+    const texts = [...root.querySelectorAll('svg text, figcaption')].filter(t => t.textContent.trim());
+    const boxes = texts.map(t => [t.textContent, t.getBoundingClientRect()]);
+    const wide = document.documentElement.clientWidth;
+    const out = boxes.filter(([, b]) => b.left < -1 || b.right > wide + 1).map(([t]) => t + ' leaves the page');
+    for (const [i, [t, a]] of boxes.entries()) for (const [u, b] of boxes.slice(i + 1))
+        if (a.left < b.right - 2 && b.left < a.right - 2 && a.top < b.bottom - 4 && b.top < a.bottom - 4)
+            out.push(t + ' over ' + u);
+    return out;
+}"""
 
 
 class Instrument:
@@ -11,6 +21,7 @@ class Instrument:
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         page.on("request", lambda request: self.errors.append(request.url) if request.url[:4] == "http" else None)
+        page.set_default_timeout(1000 * 20 * 60)  # a machine may be slow, and that is no failure
         page.goto(address)
         self.root = page.locator(".llm-explorer")
         self.root.wait_for()
@@ -91,18 +102,7 @@ class Instrument:
 
     def collisions(self):
         """Texts of the pictures that lie over each other, or outside of the page."""
-        return self.root.evaluate(
-            """root => {
-                const texts = [...root.querySelectorAll('svg text, figcaption')].filter(t => t.textContent.trim());
-                const boxes = texts.map(t => [t.textContent, t.getBoundingClientRect()]);
-                const wide = document.documentElement.clientWidth;
-                const out = boxes.filter(([, b]) => b.left < -1 || b.right > wide + 1).map(([t]) => t + ' leaves the page');
-                for (const [i, [t, a]] of boxes.entries()) for (const [u, b] of boxes.slice(i + 1))
-                    if (a.left < b.right - 2 && b.left < a.right - 2 && a.top < b.bottom - 4 && b.top < a.bottom - 4)
-                        out.push(t + ' over ' + u);
-                return out;
-            }"""
-        )
+        return self.root.evaluate(COLLISIONS)
 
     def shot(self, name, to):
         to.mkdir(parents=True, exist_ok=True)
