@@ -71,7 +71,7 @@ def test_a_loss_above_the_frame_is_an_arrow_at_its_border_that_tells_its_value(o
     shown = open_page(explorer)
     shown.press(shown.slider("one rate"), "End")
     curves = next(iter(explorer.data["tasks"].values()))["curves"].values()
-    top = float(shown.root.locator("svg text[text-anchor=end]").last.inner_text())
+    top = float(shown.root.locator("svg text[text-anchor=end]").last.text_content())
     arrows = shown.root.locator("svg path.out")
     assert sum(loss > top + 1 for curve in curves for _, loss in curve) <= arrows.count()
     frame, arrow = shown.root.locator("svg").bounding_box(), arrows.last.bounding_box()
