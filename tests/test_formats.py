@@ -186,14 +186,15 @@ def test_the_last_answer_or_every_token_can_be_graded(tmp_path, reader):
 
 
 def test_a_text_is_graded_whole_and_a_long_one_in_pieces_each_token_once(tmp_path):
-    texts = ["ab", "c" * 21, " "]
+    texts = ["ab", "abcdefghijklmnopqrstu", " "]
     for begin in ((), (1,)):
         bytes_ = Tokenizer("bytes", BYTES.encode, BYTES.decode, 0, begin=begin)
         data = load_dataset(str(as_jsonl(tmp_path / "a", [dict(text=text) for text in texts])), bytes_, 8)
         graded = [t for row in data.rows for t in targets(row) if t != IGNORE]
         # without a token that begins a text nothing predicts its first one
         assert bytes(graded).decode() == "".join(text[not begin :] + "\0" for text in texts[:2])
-        assert max(map(length, data.rows)) == 8 and all(tuple(row[0]) == begin for row in data.rows if begin)
+        leads, ends = ([row[part][-1] for row in data.rows] for part in (0, 1))
+        assert max(map(length, data.rows)) == 8 and leads[2:] == (ends[1:-1] if not begin else [1] * len(leads[2:]))
         assert any(note.startswith("texts of more than 8 tokens are read in pieces: 1 (") for note in data.notes)
 
 
@@ -228,6 +229,15 @@ def test_tools_and_calls_reach_the_template_however_they_are_written(tmp_path, r
     assert any(
         note.startswith("the template does not write tools") for note in load_dataset(path, reader()[0], 900).notes
     )
+
+
+def test_a_call_in_a_table_has_its_own_arguments_and_not_those_of_other_rows(tmp_path, reader):
+    ours, _ = reader(WITH_TOOLS)
+    calls = [CALL, {"type": "function", "function": {"name": "say", "arguments": {"word": "hi"}}}]
+    asked = dict(role="user", content="go")
+    rows = [dict(messages=[asked, dict(role="assistant", content="", tool_calls=[call])]) for call in calls]
+    data, table = (load_dataset(str(write(tmp_path / "a", rows)), ours, 500) for write in (as_jsonl, as_parquet))
+    assert data.rows == table.rows and "null" not in ours.decode(table.rows[0][1])
 
 
 def test_content_in_parts_is_joined_and_roles_have_their_usual_names(tmp_path, reader):
