@@ -149,6 +149,11 @@ STORED = {
         {"shakespeare": {"norm": ([10, 20], [5.0, 4.9]), "lora": ([10, 20], [4.5, 4.3])}}, {"shakespeare": 5.1}
     ),
     "score_bars": lambda: figures.score_bars(SCORES),
+    "turn": lambda: figures.turn(
+        [falling(3.6, low) for low in (0.05, 0.2)],
+        [[3.5, 1.6, 0.9, 0.57, 0.53, 0.53, 0.58, 0.6, 0.61 + up, 0.6 + up] for up in (0, 0.2)],
+        3,
+    ),
     "training_log": lambda: figures.training_log(
         [{"tokens": 1e6 * i, "plays": 9 - i / 2, "speeches": 9 - i / 2.1, "wikipedia": 9 - i / 3} for i in range(1, 10)],
         ["plays", "speeches", "wikipedia"],

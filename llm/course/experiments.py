@@ -3,6 +3,8 @@
 A row is one run, described in full, and what it measured, on which device. A stopped experiment goes on where it was.
 """
 
+import copy
+import json
 import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -15,6 +17,7 @@ import torch
 
 from llm import bases, files, spectra
 from llm.adapters import fingerprint
+from llm.course import chats
 from llm.course.tasks import ARMS, answers, load_task, score, speeches
 from llm.errors import SettingError, TrainingError
 from llm.finetune.target_words import targets_of
@@ -23,6 +26,7 @@ from llm.paths import RESULTS
 from llm.quantize import quantize, read_scheme
 from llm.relatives import METHODS
 from llm.text.batches import UNSEEN
+from llm.text.chat import TRAIN_ON, with_template
 from llm.text.records import FACTS, make_facts, make_records
 from llm.training import Step, evaluate, train
 
@@ -30,6 +34,8 @@ SEEDS = (0, 1, 2)
 # what an adapter trained over four bits may be merged into: what it saw, in floats; the base as it was before it was
 # rounded; the first of them rounded once more
 MERGES = ("dequantized", "original", "again")
+
+FOREIGN = {"plain": "plain", "bare": chats.BARE}  # templates that are not the model's own
 
 
 @dataclass(frozen=True)
@@ -228,6 +234,20 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
         for over in ({}, *(dict(quantize="nf4", merge=merge) for merge in ("", *MERGES)))
         for run in _runs("records", "lora", 1e-2, steps=30, **over) + _plays("lora", 1e-2, **over)
     ],
+    # conversations: in the model's own template, in another and in none; the last answer graded, or every token; the cheap
+    # control; a dozen of them alone, every token graded
+    "chats": [
+        run
+        for seed in SEEDS
+        for tasks, settings in (
+            (("chats", "chats/plain", "chats/bare", "chats/last", "chats/all"), dict(lr=1e-3, steps=10)),
+            ("chats/all", dict(lr=3e-3, steps=20, examples=12)),
+        )
+        for run in grid(seed, task=tasks, rows=4, model="smollm2", **settings)
+    ]
+    + grid(SEEDS[0], task="chats", method="norm", lr=3e-2, steps=10, rows=4, model="smollm2")
+    # a rate that is too high: does it learn more, and what does it lose of the speeches?
+    + grid(task="chats", lr=4e-3, steps=10, rows=4, model="smollm2"),
     # how the rank of a full update grows with its steps; of the plays "rates" has 30 and 100 steps
     "steps": [
         *_runs("facts", "full", 1e-3, steps=(10, 30, 100)),
@@ -238,6 +258,8 @@ EXPERIMENTS: dict[str, list[Recipe]] = {
 
 def begin(run: Recipe, device: str = "cpu") -> tuple[torch.nn.Module, Iterator[Step]]:
     """The model of a run, and the run's steps, each done when it is asked for."""
+    if run.task.startswith("chats"):
+        return _begin_chats(run, device)
     torch.manual_seed(run.seed)  # before the base is loaded: to make a model draws numbers, too
     base = bases.load(run.model, scheme=run.quantize or None)
     method = METHODS[run.method]
@@ -264,6 +286,8 @@ def measure(run: Recipe, device: str = "cpu") -> dict:
     speeches before and after, shares of 100 answers that parse and are right, seconds a step, the base's fingerprint,
     the device, the rank that holds 90% of a matrix's update, the median over the matrices of the blocks, and the
     training loss on the way, the mean of each twentieth of the steps, in one cell with blanks between them."""
+    if run.task.startswith("chats"):
+        return measure_chats(run, device)
     base, (model, steps) = _base(run.model), trained(run, device)
     row = dict(trainable=sum(p.numel() for p in model.parameters() if p.requires_grad))
     ranks = _ranks(model, base.model)
@@ -284,6 +308,67 @@ def measure(run: Recipe, device: str = "cpu") -> dict:
     parts = [[step.loss for step in steps[i : i + each]] for i in range(0, len(steps), each)]
     row["losses"] = " ".join(f"{fmean(part):.4f}" for part in parts)
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+
+
+def measure_chats(run: Recipe, device: str = "cpu") -> dict:
+    """`measure` for conversations. task: "chats", and behind a slash the template or what counts, where it is another.
+
+    before, after: the held-out answers' loss in the model's own template. heldout: on few conversations the losses after
+    every second step, the first before them. In each template that it is asked in, its own and that of its training (or
+    two others): the shares of `chats.score`, and what it says to the first questions, as JSON.
+    """
+    base, task = _chats(run)
+    model, training = _begin_chats(run, device)
+    row = dict(trainable=sum(p.numel() for p in model.parameters() if p.requires_grad))
+    steps, curve = [], [evaluate(model, task.heldout, base.loss)] if run.examples else []
+    for step in training:
+        steps.append(step)
+        if run.examples and step.index % 2:
+            curve.append(evaluate(model, task.heldout, base.loss))
+    row["before"], row["speeches_before"], row["base"] = _before_chats(run.model)
+    row["after"], row["speeches_after"] = _chat_losses(base, model)
+    row |= dict(parses="", right="", seconds_a_step=median(step.seconds for step in steps))
+    row |= dict(device=device, rank90="", losses=" ".join(f"{step.loss:.4f}" for step in steps))
+    row["heldout"] = " ".join(f"{loss:.4f}" for loss in curve)
+    others = FOREIGN if run.task == "chats" and run.method == "lora" else {run.task.partition("/")[2]} & FOREIGN.keys()
+    asked = {"own": base.tokenizer} | {word: with_template(base.tokenizer, FOREIGN[word]) for word in others}
+    for name, each in asked.items():
+        rows = chats.tokens(chats.make_chats(10, UNSEEN), each)
+        prompts, wanted = map(list, zip(*chats.questions(rows, each)))
+        found = chats.answers(model.eval(), each, prompts)
+        row |= {f"{check}_{name}": share for check, share in chats.score(found, wanted).items()}
+        row[f"said_{name}"] = json.dumps(found[:5])
+    row["right"] = row["exact_own"]
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+
+
+def _chats(run):
+    """The base of a run on conversations, and the task in the run's template."""
+    base, word = _base(run.model), run.task.partition("/")[2]
+    tokenizer = with_template(base.tokenizer, FOREIGN[word]) if word in FOREIGN else base.tokenizer
+    train_on = word if word in TRAIN_ON else "answers"
+    return base, chats.chat_task(tokenizer, train_on, run.rows, run.examples)
+
+
+def _begin_chats(run, device):
+    base, task = _chats(run)
+    torch.manual_seed(run.seed)
+    model, method = copy.deepcopy(base.model).to(device), METHODS[run.method]
+    method.prepare(model, run.r, run.alpha, run.scaling, targets_of(run.targets), run.start)
+    options = dict(steps=run.steps, lr=method.rates(run.lr), warmup=3, precision=run.precision, loss=base.loss)
+    return model, train(model, task.batches(run.seed), **options)
+
+
+def _chat_losses(base, model):
+    """On the held-out answers in the model's own template, and on eight windows of speeches, which no conversation needs."""
+    [(x, y)] = speeches(1, base.tokenizer)
+    tasks = chats.chat_task(base.tokenizer).heldout, [(x[:8], y[:8])]
+    return [evaluate(model, heldout, base.loss) for heldout in tasks]
+
+
+@cache
+def _before_chats(model):
+    return *_chat_losses(_base(model), _base(model).model), fingerprint(_base(model).model)
 
 
 def _ranks(model, base):

@@ -97,7 +97,9 @@ def write_merged(
         own = f"{names.get_name(module)}.{kind}"
         if old := given.pop(own, None):
             was = _rows(base, module, before.get(key, t).detach().float().cpu())
-            now = torch.from_numpy(gguf.dequantize(old.data, old.tensor_type)).float()
+            now = torch.tensor(
+                gguf.dequantize(old.data, old.tensor_type)
+            ).float()  # a copy: the file itself cannot be written
             # two bits a weight are off by a third; other weights are as far away as they are large
             check(was.shape == now.shape and (was - now).norm() <= 0.4 * was.norm(), f"its {own} is another")
         else:  # a tied head is none of its tensors until something changes it
