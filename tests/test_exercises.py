@@ -371,6 +371,46 @@ def plainly(table):
     return []
 
 
+def marked(header=False, end=True, behind=False, roles=("assistant",), last=False, broken=True):
+    """The answer to the exercise on tokens, with its faults one by one."""
+
+    def graded(tokens):
+        found, role, open_header, in_answer = [], None, False, False
+        for i, token in enumerate(tokens):
+            if token == "<|im_start|>":
+                role, open_header, in_answer = tokens[i + 1], True, True
+            mine = role in roles and (not last or "<|im_start|>" not in tokens[i + 1 :])
+            if token == "<|im_end|>":
+                found.append(mine and end and in_answer)
+                in_answer = False
+            elif open_header or not in_answer:
+                found.append(mine and (header if open_header else behind))
+            else:
+                in_answer = in_answer and (broken or token != "\n")
+                found.append(mine and in_answer)
+            open_header = open_header and token != "\n"
+        return found
+
+    return graded
+
+
+def stops_at(late=0, strict=True, rising=False, pick=lambda best, last: (best, last)):
+    """The answer to the exercise on stopping, with its faults one by one."""
+
+    def stop(losses, patience):
+        best = last = 0
+        for i, loss in enumerate(losses):
+            than = losses[i - 1] if rising and i else losses[best]
+            last = i
+            if i == 0 or loss < than or not strict and loss == than:
+                best, since = i, i
+            elif i - since >= patience + late:
+                break
+        return pick(best, last)
+
+    return stop
+
+
 WRONG = {
     "check_forward": {
         "a tensor, not set": lambda x, W, A, B, alpha: {1.0},
@@ -584,6 +624,32 @@ WRONG = {
         "whose best rate is the smallest or the largest": lambda table: list(table)[1:2],
         "an input has changed": plainly,
     },
+    "check_graded": {
+        "every token counts": lambda tokens: [True] * len(tokens),
+        "the user's turns count": marked(roles=("system", "user", "assistant", "tool")),
+        "the header of an answer": marked(header=True),
+        "the end token does not count": marked(end=False),
+        "the line break behind": marked(behind=True),
+        "only the last answer": marked(last=True),
+        "may have a line break": marked(broken=False),
+        "not the tokens of the answers": lambda tokens: [token == "user" for token in tokens],
+        "list of True and False": lambda tokens: "yes",
+        "marks for": lambda tokens: [True],
+        "an input has changed": lambda tokens: [marked()(tokens), tokens.reverse()][0],
+    },
+    "check_stop": {
+        "it never stops": lambda losses, patience: (losses.index(min(losses)), len(losses) - 1),
+        "too early": stops_at(late=-1),
+        "too late": stops_at(late=1),
+        "nobody has seen it": lambda losses, patience: (losses.index(min(losses)), stops_at()(losses, patience)[1]),
+        "keeps the last step": stops_at(pick=lambda best, last: (last, last)),
+        "below the one before it": stops_at(rising=True),
+        "equals the best": stops_at(strict=False),
+        "wrong way around": stops_at(pick=lambda best, last: (last, best)),
+        "not the places": lambda losses, patience: (0, 0),
+        "two whole numbers": lambda losses, patience: losses[0],
+        "an input has changed": lambda losses, patience: [stops_at()(losses, patience), losses.sort()][0],
+    },
 }
 CASES = [(name, hint) for name, wrong in WRONG.items() for hint in wrong]
 
@@ -723,6 +789,14 @@ RIGHT = {
         lambda table: [
             n for n, row in table.items() if [*dict(sorted(row.items())).values()].index(min(row.values())) in (0, 4)
         ],
+    ],
+    "check_graded": [
+        marked(),
+        lambda tokens: tuple(int(mark) for mark in marked()(tokens)),
+    ],
+    "check_stop": [
+        stops_at(),
+        lambda losses, patience: [*stops_at()(losses, patience)],
     ],
 }
 

@@ -13,7 +13,8 @@ BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 PACKED = ("llm", "notebooks", "data", "pyproject.toml", "README.md")  # what a notebook needs, and no tests
 LEFT_OUT = {"__pycache__", "cache", ".ipynb_checkpoints", "node_modules"}  # made again there
 
-MORE = {contents.file_name("real_model"): ("gguf",)}  # packages that a notebook needs and Colab lacks
+# packages that a notebook needs and Colab lacks
+MORE = {contents.file_name("real_model"): ("gguf",), contents.file_name("your_data"): ("gguf", "xllamacpp")}
 
 CELL = """\
 # On Colab this brings the course; anywhere else it does nothing.

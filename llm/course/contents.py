@@ -67,6 +67,14 @@ PARTS = {
             "fair_comparison", "A fair comparison", 45, "compare twelve methods, each at its own best learning rate"
         ),
     ],
+    "In use": [
+        Notebook(
+            "your_data",
+            "Your data",
+            60,
+            "fine-tune on conversations, stop in time, check the answers, and take the adapter away",
+        ),
+    ],
 }
 NOTEBOOKS = [notebook for part in PARTS.values() for notebook in part]
 TABLE = re.compile(r"^\| \| what you do in it.*?(?=\n\n|\Z)", re.M | re.S)
