@@ -41,7 +41,8 @@ def test_it_shows_format_rows_grades_lengths_and_what_is_left_out(file, capsys):
         "row 1, 12 tokens, 3 of them graded, «so»:\nUser: 0 plus one\nAssistant:« is 1<|endoftext|>»\n\nrow 2," in out
     )
     assert out.count("«") == 2 * 3 and "2 plus one" in out and "3 plus one" not in out
-    assert re.search(r"\n +10 to +19  #+ 11\n", out) and re.search(r"\n +60 to +69  0  <- 64 fit\n +70 to", out)
+    bars = out[out.index("of which 64 fit:\n") :].split("\n\n")[0].splitlines()[1:]
+    assert sum(int(bar.split()[-1]) for bar in bars[:-1]) == 11 and re.match(r"more than 64  1, up to \d+$", bars[-1])
     assert "\ntoo long, so that a run needs --skip-long: 1 (chat.jsonl, line 12)\n" in out
     assert out.endswith("\nrows with nothing to grade are left out: 1 (chat.jsonl, line 13)\n")
 
@@ -104,10 +105,14 @@ def test_a_map_and_what_is_wrong_are_said_in_a_sentence(tmp_path, capsys):
 
 @pytest.mark.parametrize("lengths", [[1], [5, 5], [0, 9, 10], [3, 9000], [1000, 1001], list(range(1, 65))])
 def test_a_histogram_has_ten_bars_at_most_and_counts_every_row(lengths):
-    bars = [re.match(r" *([\d,]+) to +([\d,]+)  #* ?([\d,]+)", line) for line in _histogram(lengths, 64)]
+    bars = [re.match(r" *([\d,]+) to +([\d,]+)  #* ?([\d,]+)", line) for line in _histogram(lengths, 10_000)]
     edges = [tuple(int(n.replace(",", "")) for n in bar.groups()) for bar in bars]
     assert len(edges) <= BARS and [n for *_, n in edges] == [sum(a <= x <= b for x in lengths) for a, b, _ in edges]
     assert sum(n for *_, n in edges) == len(lengths) and all(b + 1 == a for (_, b, _), (a, *_) in zip(edges, edges[1:]))
+
+
+def test_a_row_that_does_not_fit_leaves_the_bars_of_the_others_as_they_are():
+    assert list(_histogram([3, 4, 9000], 64)) == [*_histogram([3, 4], 64), "more than 64  1, up to 9,000"]
 
 
 def test_the_tokenizer_comes_without_the_weights(tmp_path, tiny, monkeypatch):

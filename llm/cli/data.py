@@ -95,12 +95,13 @@ def _short(text):
 
 
 def _histogram(lengths, limit):
-    """A line a bar: the tokens from and to which it counts, as many of them as a round number says, and the rows."""
+    """A line a bar: the tokens from and to which it counts, a round number of them, and the rows; last those that do not fit."""
+    fit = [n for n in lengths if n <= limit] or lengths
     sizes = (digit * 10**power for power in range(10) for digit in (1, 2, 5))
-    size = next(size for size in sizes if max(lengths) // size - min(lengths) // size < BARS)
-    bars = range(min(lengths) // size, max(lengths) // size + 1)
-    counts = [sum(n // size == bar for n in lengths) for bar in bars]
+    size = next(size for size in sizes if max(fit) // size - min(fit) // size < BARS)
+    bars = range(min(fit) // size, max(fit) // size + 1)
+    counts = [sum(n // size == bar for n in fit) for bar in bars]
     for bar, n in zip(bars, counts):
-        first, last = bar * size, (bar + 1) * size - 1
-        mark = f"  <- {limit:,} fit" if first <= limit <= last and max(lengths) > limit else ""
-        yield f"{first:7,} to {last:7,}  " + f"{'#' * -(-n * WIDTH // max(counts))} {n:,}{mark}".lstrip()
+        yield f"{bar * size:7,} to {(bar + 1) * size - 1:7,}  {'#' * -(-n * WIDTH // max(counts))} {n:,}"
+    if len(fit) < len(lengths):
+        yield f"more than {limit:,}  {len(lengths) - len(fit):,}, up to {max(lengths):,}"

@@ -54,7 +54,7 @@ def _for_llama_cpp(adapter, format, base, gguf, dtype):
     """What fills a folder with a GGUF and its Modelfile."""
     import torch
 
-    from llm.cli.use_adapter import _load
+    from llm.cli.use_adapter import load_with
     from llm.errors import BaseError
     from llm.export.gguf import write_adapter, write_merged
     from llm.export.modelfile import modelfile
@@ -63,7 +63,7 @@ def _for_llama_cpp(adapter, format, base, gguf, dtype):
     from llm.text import chat
     from llm.text.download import fetch_model
 
-    loaded, report = _load(base, adapter=adapter), read_report(adapter)
+    loaded, report = load_with(base, adapter=adapter), read_report(adapter)
     tokenizer, template = loaded.tokenizer, report.get("template")
     if template:
         tokenizer = chat.with_template(tokenizer, template)

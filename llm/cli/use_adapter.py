@@ -46,7 +46,7 @@ def generate(
 
     check_text(prompt, "the prompt")
     check_text(system or "", "--system")
-    loaded = _load(base, dtype, device, adapter)
+    loaded = load_with(base, dtype, device, adapter)
     report = read_report(adapter or (None if loaded.name in NAMES else Path(loaded.name)))  # a merged base has one, too
     chats = system is not None or report.get("chat")
     if markers := sum(map(prompt.count, loaded.tokenizer.special)):
@@ -80,7 +80,7 @@ def adapters(
     from llm.relatives import remove
 
     # by scheme, as an adapter fits the base as it was when it was trained
-    loaded, rows = {} if base is None else {None: _load(base)}, []
+    loaded, rows = {} if base is None else {None: load_with(base)}, []
     for folder in folders:
         row = dict(folder=str(folder), fits=None, note=None, error=None)
         rows.append(row)
@@ -89,7 +89,7 @@ def adapters(
             row |= vars(info) | dict(targets=list(info.targets))
             if base is not None:
                 row["fits"], scheme = False, info.quantized
-                loaded[scheme] = loaded.get(scheme) or _load(base, scheme=scheme)
+                loaded[scheme] = loaded.get(scheme) or load_with(base, scheme=scheme)
                 remove(load_adapter(loaded[scheme].model, folder))
                 row["fits"], row["note"] = True, _named_otherwise(info, base)
         except (CourseError, OSError) as error:
@@ -123,7 +123,7 @@ def merge(
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CourseError(f"{out} is there already and is not an empty folder: choose another --out, or move it away")
-    loaded = _load(base, dtype, adapter=adapter)
+    loaded = load_with(base, dtype, adapter=adapter)
     dequantize(merge_into(loaded.model))  # over what it was trained on, and not the original
     bases.save(loaded, out)
     report = read_report(adapter)
@@ -138,7 +138,7 @@ def merge(
         say(f"{loaded.name} with {adapter} is in {out}: python -m llm generate PROMPT --base {at}")
 
 
-def _load(base, dtype="float32", device="cpu", adapter=None, scheme=None):
+def load_with(base, dtype="float32", device="cpu", adapter=None, scheme=None):
     """The base called `base`, with `adapter` on it; without a name the one that the adapter's run or config names."""
     import torch
 
