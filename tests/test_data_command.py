@@ -2,7 +2,9 @@
 
 import json
 import re
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,7 +46,17 @@ def test_it_shows_format_rows_grades_lengths_and_what_is_left_out(file, capsys):
     bars = out[out.index("of which 64 fit:\n") :].split("\n\n")[0].splitlines()[1:]
     assert sum(int(bar.split()[-1]) for bar in bars[:-1]) == 11 and re.match(r"more than 64  1, up to \d+$", bars[-1])
     assert "\ntoo long, so that a run needs --skip-long: 1 (chat.jsonl, line 12)\n" in out
-    assert out.endswith("\nrows with nothing to grade are left out: 1 (chat.jsonl, line 13)\n")
+    assert "\nrows with nothing to grade are left out: 1 (chat.jsonl, line 13)\n" in out
+    assert out.endswith("\nto train on it: python -m llm finetune chat.jsonl --skip-long\n")
+
+
+def test_its_last_line_is_the_command_that_trains_on_what_it_has_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("my rows.csv").write_text("q,a\n" + "".join(f"{i},is {i}\n" for i in range(12)))
+    out = said(capsys, "my rows.csv", "--map", "prompt=q,completion=a", "--train-on", "all")[1]
+    line = out.splitlines()[-1].removeprefix("to train on it: python -m llm ")
+    argv = [*shlex.split(line), "--steps", "1", "--rows", "2", "--block", "16", "--out", "out"]
+    assert main(argv) == 0 and json.loads(Path("out/run.json").read_text())["train_on"] == "all"
 
 
 def test_json_says_what_a_run_would_train_on(file, capsys):

@@ -15,6 +15,7 @@ from llm.text import corpora, download, examples, records
 from llm.text.batches import UNSEEN
 from llm.text.corpora import Corpus
 from llm.text.dataset import HELD, load_dataset, names
+from llm.text.chat import with_template
 from llm.text.examples import BREAK
 from llm.text.txt import check_text, losses
 from llm.tokenizer import END_OF_TEXT, GPT2, Tokenizer, decode, encode
@@ -174,6 +175,16 @@ def test_copies_of_a_row_are_all_held_out_or_all_trained_on(tmp_path, copies):
         assert not held & trained and held == {"is 10"} | ({"is 20"} if len(made) == 25 + copies else set())
         n = len(made) - len({row["prompt"] for row in made})
         assert any(note.startswith(f"copies of rows: {n};") for note in data.notes)
+        left = len(made) - len(data.rows)  # the sum closes
+        assert (f"of the copies that are held out one counts, and {left} are left out" in data.notes) == (left > 0)
+
+
+def test_prompts_without_the_template_of_a_chat_model_say_so_and_how_they_become_chats(tmp_path):
+    path, chatty = jsonl(tmp_path / "a.jsonl", rows(12)), with_template(GPT2, "chatml")
+    (note,) = load_dataset(path, chatty, 99).notes
+    assert "without this base's chat template" in note
+    names = dict(pair.split("=") for pair in note.split("--map ")[1].split()[0].split(","))
+    assert load_dataset(path, chatty, 99, fields=names).chat and load_dataset(path).notes == ()
 
 
 def test_rows_that_differ_are_split_as_ever_and_nothing_is_said_of_them(tmp_path):
@@ -191,7 +202,7 @@ def test_a_held_out_prompt_that_is_trained_on_with_another_completion_is_counted
     made = rows(30)
     made[9]["prompt"] = made[3]["prompt"]
     (note,) = load_dataset(jsonl(tmp_path / "a.jsonl", made)).notes
-    assert note == "held-out rows whose prompt is trained on as well: 1"
+    assert note.startswith("held-out rows whose prompt is trained on as well: 1;")
 
 
 # what a text loses on its way into tokens

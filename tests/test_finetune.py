@@ -490,7 +490,7 @@ def test_with_patience_to_spare_a_run_takes_all_its_steps(settings, tmp_path, mo
     ("steps", "measure", "at"),
     [
         (1000, None, [0, 20, 50, *range(100, 1001, 100)]),
-        (3, None, [0, 1, 2, 3]),
+        (12, None, [0, 5, 10, 12]),
         (1, None, [0, 1]),
         (10, 4, [0, 4, 8, 10]),
         (3, 9, [0, 3]),

@@ -440,6 +440,8 @@ BAD = [
         "it has no 'output', it has 'instruction', 'context', 'response'",
     ),
     (dict(question="a", answer="b"), "say which field it is, as in --map prompt=question,completion=answer"),
+    (dict(ID=1, Question="a", Answer="b"), "say which field it is, as in --map prompt=Question,completion=Answer"),
+    (dict(id=1, left="a", right="b"), "say which field it is, as in --map prompt=left,completion=right"),
 ]
 
 

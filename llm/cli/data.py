@@ -5,6 +5,7 @@ Imports what it needs when it runs, torch above all, so that help is there at on
 
 import os
 import re
+import shlex
 import sys
 from typing import Annotated
 
@@ -76,6 +77,11 @@ def data(
         say("\n".join(_histogram(found["lengths"], limit)))
     if notes:
         say("\n" + "\n".join(notes))
+    given = {"--base": base, "--map": fields, "--train-on": train_on, "--template": template, "--block": block}
+    usual = {"--base": "course", "--train-on": "answers"}
+    options = [f"{name} {shlex.quote(str(x))}" for name, x in given.items() if x is not None and x != usual.get(name)]
+    options += ["--skip-long"] if found["long"] else []
+    say("\n" + " ".join(["to train on it: python -m llm finetune", shlex.quote(file), *options]))
 
 
 def _texts(row, tokenizer):

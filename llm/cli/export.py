@@ -11,6 +11,7 @@ from llm.cli.console import say, show_json
 from llm.errors import SettingError
 
 FORMATS = "gguf", "merged", "hub"
+ASK = {"merged": "-m {}/model.gguf", "gguf": "-m BASE.gguf --lora {}/adapter.gguf"}  # how llama.cpp is started on them
 
 
 @app.command()
@@ -47,7 +48,9 @@ def export(
     if as_json:
         show_json(adapter=str(adapter), format=format, out=str(out))
     else:
-        say(f"{adapter} is in {shlex.quote(str(out))} as {format}")
+        say(f"wrote {shlex.quote(str(out))}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+        if format in ASK:
+            say(f"llama-server {ASK[format].format(shlex.quote(str(out)))}; for Ollama, see its Modelfile")
 
 
 def _for_llama_cpp(adapter, format, base, gguf, dtype):

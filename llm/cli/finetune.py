@@ -55,7 +55,7 @@ def finetune(
         str | None, Option(metavar="NAME", help="of a chat: plain, chatml or a file")
     ] = Settings.template,
     seed: number("same seed, same adapter", low=0) = Settings.seed,
-    measure: number("steps between two held-out losses; else 12 a run", int | None) = Settings.measure,
+    measure: number("steps between two held-out losses; else 12 a run, or every 5", int | None) = Settings.measure,
     patience: number("stop after N of them without a new best", int | None) = Settings.patience,
     every: number("steps between two checkpoints") = 50,
     dtype: Dtype = Settings.dtype,
@@ -68,7 +68,7 @@ def finetune(
     resume: Annotated[bool, Option("--resume", help="go on with the run in --out")] = False,
     as_json: AsJson = False,
 ):
-    """Fine-tune on DATA: speeches, shakespeare, python, records, .txt or .jsonl.
+    """Fine-tune on DATA: speeches, shakespeare, python, records, or your file.
 
     Example: python -m llm finetune records --steps 150 --out adapters/records
     """

@@ -35,7 +35,9 @@ from llm.text.formats import read_map
 from llm.training import Step, evaluate, make_optimizer, train
 
 RESUME, REPORT, LOG = "resume.pt", "run.json", "log.jsonl"
-SHARES = 0.02, 0.05, *(i / 10 for i in range(1, 11))  # of a run: where it is measured, as many a loss turns early
+# Where a run is measured: at these shares of it, as many a loss turns early. One measurement takes about as long as a
+# step, so a short run is measured every few steps.
+SHARES, FEW, SHORT = (0.02, 0.05, *(i / 10 for i in range(1, 11))), 5, 50
 Factors = dict[str, list[torch.Tensor]]
 
 
@@ -74,7 +76,8 @@ class Run:
         be saved, OSError when the disk is full; what was saved last can be resumed.
         """
         s, loss, main = self.settings, self.group.loss(self.base.loss), self.group.rank == 0
-        measured = range(s.measure, s.steps, s.measure) if s.measure else [max(1, round(s.steps * x)) for x in SHARES]
+        gap = s.measure or (FEW if s.steps < SHORT else None)
+        measured = range(gap, s.steps, gap) if gap else [round(s.steps * x) for x in SHARES]
         measured = {*measured, s.steps}
         options = dict(optimizer=self.optimizer, start=self.done, precision=s.precision, accumulate=s.accumulate)
         with closing(train(self.base.model, self._batches(), steps=s.steps, lr=s.lr, loss=loss, **options)) as training:

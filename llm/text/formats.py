@@ -28,6 +28,10 @@ OPTIONAL = {
     "prompt/completion": ("tools",),
     "Alpaca": ("input", "system", "history"),
 }
+USUAL = {
+    "prompt": ("question", "query", "request", "input", "user"),
+    "completion": ("answer", "response", "reply", "output", "assistant"),
+}
 TURN = ("role", "content", "from", "value")  # of one message
 NAMES = tuple(dict.fromkeys(name for names in (*FORMATS.values(), *OPTIONAL.values(), TURN) for name in names))
 ROLES = {
@@ -106,6 +110,9 @@ def _unknown(fields, row, names):
     has = ", ".join(repr(str(key))[:40] for key in [*fields][:5]) or "nothing"
     near = next((keys for keys in FORMATS.values() if row.keys() & {*keys}), FORMATS["prompt/completion"])
     missing, free = [key for key in near if key not in row], [str(key)[:40] for key in row if key not in NAMES]
+    # by what such fields are often called, else in their order: a suggestion, which is a person's to make
+    alike = [next((name for name in free if name.lower() in USUAL.get(key, ())), None) for key in missing]
+    free = alike if all(alike) else [name for name in free if name.lower() not in ("id", "index")]
     named = f" ({names[missing[0]]!r} by --map)" if missing[0] in names else ""
     pairs = ",".join(map("=".join, zip(missing, free)))
     cure = f"say which field it is, as in --map {pairs}" if pairs else f"give {' and '.join(near)}"

@@ -81,6 +81,12 @@ def read_table(
             pieces.append(row.where)
         (made if i < len(found) else held).append(tuple(tuple(map(tuple, part)) for part in fits))
     notes = losses([text for row in read for text in _texts(row)], tokenizer, unread, chats)
+    if kind == "prompt/completion" and tokenizer.template != "plain":
+        names = dict(prompt="prompt", completion="completion") | (fields or {})
+        notes += (
+            "prompt and completion are joined by a line break, without this base's chat template: --map "
+            f"instruction={names['prompt']},output={names['completion']} makes a chat of them",
+        )
     if chats:
         notes += tuple(chat.template_notes(tokenizer, tools=any(row.tools for row in read)))
     facts = {
@@ -165,9 +171,14 @@ def _split(made, apart, asked):
     facts = {
         "copies of rows: {:,}; all copies of a row are held out together, or trained on together": len(made)
         - len(different),
+        "of the copies that are held out one counts, and {:,} are left out": 0
+        if held.keys() & train
+        else len(made) - len(train) - (0 if apart else len(held)),
         "all rows are the same, so the held-out loss says nothing about new rows: give rows that differ": len(
             held.keys() & train
         ),
-        "held-out rows whose prompt is trained on as well: {:,}": sum(row[0][0] in prompts for row in held),
+        "held-out rows whose prompt is trained on as well: {:,}; the held-out loss may look better than it is": sum(
+            row[0][0] in prompts for row in held
+        ),
     }
     return train, [*held], tuple(fact.format(n) for fact, n in facts.items() if n)
