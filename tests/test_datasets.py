@@ -13,9 +13,9 @@ from llm.errors import TextError
 from llm.loss import IGNORE
 from llm.text import corpora, download, examples, records
 from llm.text.batches import UNSEEN
+from llm.text.chat import with_template
 from llm.text.corpora import Corpus
 from llm.text.dataset import HELD, load_dataset, names
-from llm.text.chat import with_template
 from llm.text.examples import BREAK
 from llm.text.txt import check_text, losses
 from llm.tokenizer import END_OF_TEXT, GPT2, Tokenizer, decode, encode
