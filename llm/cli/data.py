@@ -108,6 +108,7 @@ def _histogram(lengths, limit):
     bars = range(min(fit) // size, max(fit) // size + 1)
     counts = [sum(n // size == bar for n in fit) for bar in bars]
     for bar, n in zip(bars, counts):
-        yield f"{bar * size:7,} to {(bar + 1) * size - 1:7,}  {'#' * -(-n * WIDTH // max(counts))} {n:,}"
+        mark = "#" * -(-n * WIDTH // max(counts))
+        yield f"{bar * size:7,} to {(bar + 1) * size - 1:7,}  {f'{mark} {n:,}'.lstrip()}"
     if len(fit) < len(lengths):
         yield f"more than {limit:,}  {len(lengths) - len(fit):,}, up to {max(lengths):,}"
