@@ -220,6 +220,12 @@ class Notebook:
             part,
         )
 
+    def theme(self, look):
+        """JupyterLab's own "Light" or "Dark", while the widgets stand."""
+        change = "(theme) => window.jupyterapp.commands.execute('apputils:change-theme', { theme })"
+        self.page.evaluate(change, f"JupyterLab {look}")
+        self.wait_for(f"document.body.dataset.jpThemeLight === '{str(look == 'Light').lower()}'")
+
     def interrupt(self):
         """The kernel's own button with the square."""
         self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:interrupt-kernel')")
