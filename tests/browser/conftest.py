@@ -225,6 +225,7 @@ class Notebook:
         change = "(theme) => window.jupyterapp.commands.execute('apputils:change-theme', { theme })"
         self.page.evaluate(change, f"JupyterLab {look}")
         self.wait_for(f"document.body.dataset.jpThemeLight === '{str(look == 'Light').lower()}'")
+        self.wait_for("!document.getElementById('jupyterlab-splash')")  # it takes the mouse while the sheet is loaded
 
     def interrupt(self):
         """The kernel's own button with the square."""

@@ -1,8 +1,4 @@
-"""Every control of every widget in JupyterLab: a mouse and a key at three widths, on the light and on the dark theme.
-
-Not among the tests that run by themselves, as it has not yet run through on a quiet machine and within two minutes:
-`python -m pytest tests/browser/every_control.py`.
-"""
+"""Every control of every widget in JupyterLab: a mouse and a key at three widths, on the light and on the dark theme."""
 
 from collections import Counter
 from itertools import product
@@ -93,12 +89,14 @@ PAGE = (
             book.activeCellIndex = cell;
             return nodes(root).map((n) => ({ kind: kind(n), name: name(n) }));
         },
-        // null for what is off; else its place on the screen, and which way it can still go
-        look(root, i, focus, moves) {
+        // null for what is off; else its place on the screen, once it stands still, and which way it can still go
+        async look(root, i, focus, moves) {
             const n = nodes(root)[i];
             if (!on(n)) return null;
+            const frame = () => new Promise(requestAnimationFrame), place = () => JSON.stringify(n.getBoundingClientRect());
             n.scrollIntoView({ block: 'center', inline: 'center' });
             if (focus) n.focus();
+            for (let was = null; was !== place(); await frame(), await frame()) was = place();
             if (moves) before = seen(root);
             const { x, y, width, height } = n.getBoundingClientRect(), whole = root.getBoundingClientRect();
             const high = n.localName === 'select' ? n.selectedIndex === n.length - 1 : Number(n.value) >= Number(n.max);
@@ -217,7 +215,8 @@ def test_every_control_in_jupyterlab(open_notebook):
                     book.shot(f"every-{kind}-{look}-{width}", hand.root)
         driven = sum((hand.driven for hand in hands.values()), Counter())
         assert {kind for _, kind in driven} >= MOVES | {"button", "radio", "canvas", "pre"}
-        assert not [wrong for hand in hands.values() for wrong in hand.wrong.items()]
+        wrong = [f"{times} x {fault}" for hand in hands.values() for fault, times in hand.wrong.items()]
+        assert not wrong, "\n".join(wrong)
         for kind in ("number", "choice", "curve"):
             commit(hands[kind].root).click()
             assert said(hands[kind].root).endswith("Run the next cell.")
