@@ -90,6 +90,12 @@ def test_only_the_adapter_trains(settings, tmp_path):
     assert not any(torch.equal(x.B, factors[path][1]) for path, x in lora_layers(run.base.model).items())
 
 
+@pytest.mark.parametrize("steps", [1, 2, 6, 19])
+def test_a_short_run_reaches_its_rate(settings, tmp_path, steps):
+    rates = [step.lr for step in begin(replace(settings, steps=steps), tmp_path / "out").steps()]
+    assert max(rates) == pytest.approx(1e-3)
+
+
 def test_a_run_learns_its_text(text, tiny, tmp_path):
     run = begin(Settings(text, tiny, rank=8, alpha=64.0, steps=60, rows=8, block=16, lr=0.03), tmp_path / "out")
     before = run.heldout()

@@ -38,6 +38,7 @@ RESUME, REPORT, LOG = "resume.pt", "run.json", "log.jsonl"
 # Where a run is measured: at these shares of it, as many a loss turns early. One measurement takes about as long as a
 # step, so a short run is measured every few steps.
 SHARES, FEW, SHORT = (0.02, 0.05, *(i / 10 for i in range(1, 11))), 5, 50
+WARMUP = 10  # steps
 Factors = dict[str, list[torch.Tensor]]
 
 
@@ -80,6 +81,7 @@ class Run:
         measured = range(gap, s.steps, gap) if gap else [round(s.steps * x) for x in SHARES]
         measured = {*measured, s.steps}
         options = dict(optimizer=self.optimizer, start=self.done, precision=s.precision, accumulate=s.accumulate)
+        options |= dict(warmup=min(WARMUP, s.steps // 2))  # else a run of ten steps would never reach its rate
         with closing(train(self.base.model, self._batches(), steps=s.steps, lr=s.lr, loss=loss, **options)) as training:
             self.heldout()
             if not self.done:
