@@ -25,10 +25,6 @@ class Instrument:
         page.goto(address)
         self.root = page.locator(".llm-explorer")
         self.root.wait_for()
-        open_to_jupyter = self.root.locator(
-            ":is(button, input, select, [tabindex='0']):not([data-lm-suppress-shortcuts])"
-        )
-        assert not open_to_jupyter.count(), "JupyterLab's shortcuts would get through"
 
     @property
     def says(self):

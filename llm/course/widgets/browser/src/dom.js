@@ -1,5 +1,5 @@
 // Nodes in one line, and the style that all instruments share.
-const SVG = "http://www.w3.org/2000/svg", FOCUSED = ["button", "input", "select", "textarea"];
+const SVG = "http://www.w3.org/2000/svg";
 
 function made(node, attributes, children) {
   for (const [key, value] of Object.entries(attributes)) {
@@ -7,8 +7,6 @@ function made(node, attributes, children) {
     else if (value === true) node.setAttribute(key, "");
     else if (value !== false && value !== null && value !== undefined) node.setAttribute(key, value);
   }
-  // JupyterLab's shortcuts look at the focused node first: "d d" would delete the cell, the arrows would leave it
-  if (FOCUSED.includes(node.localName) || "tabindex" in attributes) node.setAttribute("data-lm-suppress-shortcuts", "true");
   node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;
 }
@@ -18,6 +16,9 @@ export const svg = (tag, attributes = {}, ...children) => made(document.createEl
 
 // A text has the mark's color drawn towards the page's own ink, so that it can be read on light and on dark.
 export const ink = (color) => `color-mix(in oklab, ${color} 70%, currentColor)`;
+
+/** Keys pressed in `root` stay there: in a notebook "d d" would delete the cell, and the arrows would leave it. */
+export const keepKeys = (root) => root.addEventListener("keydown", (event) => event.stopPropagation());
 
 /** Call `fit(width)` now and whenever the width of `root` changes. */
 export function watch(root, fit) {

@@ -41,7 +41,6 @@ export function takenApart(pixels, block) {
 export function drawable({ canvas, cell, pixels, on, changed }) {
   const rows = pixels.length, columns = pixels[0].length;
   let at = [0, 0], ink = null;
-  canvas.setAttribute("data-lm-suppress-shortcuts", "true"); // else JupyterLab takes the keys
   canvas.setAttribute("aria-description", "where it can be drawn on, the arrow keys move and Space sets or clears a pixel");
   const set = (i, j, to) => {
     if (pixels[i]?.[j] === undefined || pixels[i][j] === to) return;

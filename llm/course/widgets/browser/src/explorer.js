@@ -1,5 +1,5 @@
 // The frame of every instrument: controls, a sentence that follows them, pictures below. Nothing here needs a kernel.
-import { html, style } from "./dom.js";
+import { html, keepKeys, style } from "./dom.js";
 
 /**
  * Put an instrument into `el`.
@@ -15,7 +15,7 @@ export function explorer(el, { name, controls, views, update }) {
     html("div", { class: "controls" }, ...Object.values(controls).map(({ node }) => node).filter((node) => !node.parentNode)),
     says,
     html("div", { class: "views" }, ...views));
-  root.addEventListener("keydown", (event) => event.stopPropagation()); // the classic notebook listens above
+  keepKeys(root);
   style(root);
   el.replaceChildren(root);
 

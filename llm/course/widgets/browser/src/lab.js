@@ -1,7 +1,7 @@
 // The live lab: settings on the left; on the right the losses, the runs, and two voices. The kernel trains, answers and
 // saves (widgets/lab.py); what is chosen, sorted and compared is the page's own affair.
 import { choice, number, text } from "./controls.js";
-import { html, style } from "./dom.js";
+import { html, keepKeys, style } from "./dom.js";
 import { plot } from "./plot.js";
 
 const STYLE = `
@@ -118,8 +118,7 @@ export function lab({ model, el }) {
   const heard = status("small heard", 2), beside = html("select", { "aria-label": "compare with" }, html("option", { value: "base" }, "the base"));
   const names = { right: html("b", {}, "no run yet") }, answers = [html("pre", { tabindex: 0, "aria-label": "first voice" }), html("pre", { tabindex: 0, "aria-label": "second voice" })];
 
-  // JupyterLab's shortcuts stay outside: "d d" would delete the cell
-  const root = html("div", { class: "llm-explorer llm-lab", role: "group", "aria-label": "the live lab", "data-lm-suppress-shortcuts": "true" },
+  const root = html("div", { class: "llm-explorer llm-lab", role: "group", "aria-label": "the live lab" },
     html("div", { class: "sides" },
       html("div", {},
         html("div", { class: "settings" }, ...Object.values(controls).map((control) => control.node)),
@@ -132,7 +131,7 @@ export function lab({ model, el }) {
         html("div", { class: "voices" },
           html("div", {}, html("div", { class: "head" }, html("label", {}, beside)), answers[0]),
           html("div", {}, html("div", { class: "head" }, names.right), answers[1])), line)));
-  root.addEventListener("keydown", (event) => event.stopPropagation()); // the classic notebook listens above
+  keepKeys(root);
   style(root);
   root.prepend(html("style", {}, STYLE));
   el.replaceChildren(root);

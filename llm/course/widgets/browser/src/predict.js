@@ -1,5 +1,7 @@
 // A question, an input for its kind, and a Commit button. The truth may come at any time; it stays hidden until the reader
 // has committed. Then one sentence compares the two, and the page counts how many guesses of this notebook were close.
+import { keepKeys } from "./dom.js";
+
 const STYLE = `
 .llm-predict { border: 1px solid var(--jp-border-color1, #8888); border-radius: 4px; padding: 10px 14px; margin: 4px 0; max-width: 640px;
   color: var(--jp-content-font-color1, currentColor); font: 14px/1.5 var(--jp-content-font-family, system-ui, sans-serif); }
@@ -45,7 +47,6 @@ function add(name, parent, properties = {}, attributes = {}) {
   const node = name.startsWith("svg:") ? document.createElementNS("http://www.w3.org/2000/svg", name.slice(4)) : document.createElement(name);
   Object.assign(node, properties);
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  if (["input", "button", "svg:circle"].includes(name)) node.setAttribute("data-lm-suppress-shortcuts", "true"); // else JupyterLab takes the keys
   parent.append(node);
   return node;
 }
@@ -168,7 +169,7 @@ export function predict({ model, el }) {
   const [kind, spec, question] = ["kind", "spec", "question"].map((name) => model.get(name));
   let pending = null; // the guess as it stands, before the reader commits
   add("style", el, { textContent: STYLE });
-  const root = add("div", el, { className: "llm-predict" }, { role: "group", "aria-label": "Prediction", "data-lm-suppress-shortcuts": "true" });
+  const root = add("div", el, { className: "llm-predict" }, { role: "group", "aria-label": "Prediction" });
   add("b", add("div", root), { textContent: question });
   const follow = INPUTS[kind](spec, question, root, (guess) => {
     pending = guess;
@@ -176,7 +177,7 @@ export function predict({ model, el }) {
     if (kind === "curve") follow(guess, null, false);
   });
   const button = add("button", root, { type: "button", textContent: "Commit", disabled: true });
-  const status = add("div", root, { tabIndex: -1 }, { role: "status", "aria-live": "polite", "data-lm-suppress-shortcuts": "true" });
+  const status = add("div", root, { tabIndex: -1 }, { role: "status", "aria-live": "polite" });
 
   function commit() {
     model.set("guess", pending);
@@ -184,8 +185,8 @@ export function predict({ model, el }) {
     status.focus({ preventScroll: true }); // the button that had the focus goes
   }
   button.addEventListener("click", commit);
+  keepKeys(root);
   root.addEventListener("keydown", (event) => {
-    event.stopPropagation();
     if (event.key === "Enter" && event.target !== button && !button.disabled && !button.hidden) commit();
   });
 

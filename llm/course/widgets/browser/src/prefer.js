@@ -127,7 +127,6 @@ export function prefer(el, { colors, pairs, same, names, seed, least }) {
     });
   }
   made.root.tabIndex = -1; // a click anywhere in it, and the keys are heard here and not by JupyterLab
-  made.root.setAttribute("data-lm-suppress-shortcuts", "true");
   made.root.addEventListener("keydown", (event) => {
     if (!(event.key in KEYS) || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
