@@ -1,8 +1,8 @@
-"""Voices in a bare page, and in JupyterLab by a real keyboard: the kernel answers, and no key reaches the notebook."""
+"""Voices in a bare page; in JupyterLab, where the kernel answers: test_every_control.py."""
 
 import pytest
 from instrument import THEMES
-from test_predictions import MODEL, fill, run, sources
+from test_predictions import MODEL
 
 from llm.course.widgets.explorer import bundle
 
@@ -13,24 +13,6 @@ ANSWER = {
     "says": "no adapter: swapped in 1 ms",
     "heard": {"no adapter": "I say <b>no</b>"},
 }
-CELLS = [
-    """import torch
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from llm.adapters import save_adapter
-from llm.course.widgets.voices import Voices
-from llm.lora import apply_lora
-from llm.model import GPT, GPTConfig
-small, folder = GPTConfig(n_layer=1, n_head=2, n_embd=16), TemporaryDirectory()
-shelf = Path(folder.name)
-for name in ("plays", "code"):
-    torch.manual_seed(0)
-    save_adapter(apply_lora(GPT(small), r=2), shelf / name)
-torch.manual_seed(0)
-voices = Voices(GPT(small), {name: shelf / name for name in ("plays", "code")}, "My lord")
-voices""",
-    "'the next cell'",
-]  # fmt: skip
 
 
 @pytest.fixture
@@ -90,25 +72,3 @@ def test_what_is_asked_and_what_is_heard(page, width, theme):
     assert root.bounding_box()["height"] == height
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.screenshot(path=f"build/voices-{width}-{theme}.png")
-
-
-def test_no_key_reaches_the_notebook(open_notebook):
-    with open_notebook("checkpoint_diet") as book:
-        fill(book, CELLS)
-        run(book, "import torch")
-        before = sources(book)
-        root = book.page.locator(".llm-explorer")
-        book.wait_for_text(root, "no adapter: swapped in")
-        choice, prompt = root.get_by_role("combobox"), root.get_by_role("textbox")
-        choice.focus()
-        for key in ("d", "d", "a", "b", "x", "m", "ArrowDown", "ArrowUp", "ArrowDown"):
-            book.page.keyboard.press(key)
-        book.wait_for_text(root, "swapped in")
-        assert sources(book) == before and choice.evaluate("node => node === document.activeElement")
-        prompt.focus()
-        for key in ("End", "d", "d", "ArrowUp", "ArrowDown", "Enter"):
-            book.page.keyboard.press(key)
-        root.locator(".unheard").nth(1).wait_for()  # the new prompt: what was heard of the old one is gone
-        book.wait_for_text(root, "answered in")
-        assert book.run_code("voices.prompt") == "'My lorddd'" and book.run_code("voices.adapter") == "'plays'"
-        assert sources(book) == before and not book.complaints()

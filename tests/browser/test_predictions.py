@@ -102,14 +102,10 @@ def test_all_three_by_keyboard_and_no_key_reaches_the_notebook(open_notebook):
         assert not book.complaints()
 
 
-@pytest.mark.parametrize("theme", ["Light", "Dark"])
-def test_all_three_by_mouse_after_run_all_and_nothing_is_told_before_the_guess(open_notebook, theme):
+def test_all_three_by_mouse_after_run_all_and_nothing_is_told_before_the_guess(open_notebook):
     with open_notebook("formula") as book:
         fill(book)
-        if theme == "Dark":
-            dark = "() => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })"
-            book.page.evaluate(dark)
-            book.wait_for("document.body.dataset.jpThemeLight === 'false'")
+        book.theme("Dark")
         book.run_all()
         number, choice, curve = (asked(book, words) for words in ("How many", "Which needs", "Draw the"))
         for part in (number, choice, curve):
@@ -118,7 +114,7 @@ def test_all_three_by_mouse_after_run_all_and_nothing_is_told_before_the_guess(o
         slider.scroll_into_view_if_needed()
         box = slider.bounding_box()
         book.page.mouse.click(box["x"] + 0.8 * box["width"], box["y"] + box["height"] / 2)
-        book.shot(f"predictions-open-{theme}")
+        book.shot("predictions-open")
         commit(number).click()
         book.wait_for_text(number, "it is 6,912,008: close")
         choice.get_by_text("the noise").click()
@@ -132,7 +128,7 @@ def test_all_three_by_mouse_after_run_all_and_nothing_is_told_before_the_guess(o
         assert curve.locator("svg polyline").count() == 2
         assert "of 3 predictions close so far" in said(curve)
         assert book.run_code("n.guess, c.guess, len(k.guess)").startswith("(")
-        book.shot(f"predictions-answered-{theme}")
+        book.shot("predictions-answered")
         assert not book.complaints()
 
 
