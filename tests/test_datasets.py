@@ -484,7 +484,7 @@ def test_a_run_records_how_it_joins_and_the_command_line_asks_in_the_same_way(tm
     few = ["--base", tiny, "--rank", "1", "--steps", "1", "--rows", "2", "--out", "made"]
     assert main(["finetune", path, *few]) == 1 and "lines 4, 5 are too long" in capsys.readouterr().err
     assert main(["finetune", path, *few, "--skip-long"]) == 0
-    assert "2 rows are left out: they are too long" in capsys.readouterr().out
+    assert "rows that are too long are left out: 2" in capsys.readouterr().out
     report, asked = tmp_path / "made" / "run.json", []
     assert json.loads(report.read_text())["join"] == examples.JOIN
     monkeypatch.setattr(Base, "generate", lambda self, prompt, *rest: asked.append(prompt) or "")

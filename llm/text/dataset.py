@@ -135,7 +135,7 @@ def _rows(path, table: Table, tokenizer, limit, skip_long):
 
         return endless(batch, seed, start)
 
-    notes = ((f"{len(table.long):,} rows are left out: they are too long",) if table.long else ()) + table.notes
+    notes = ((f"rows that are too long are left out: {len(table.long):,}",) if table.long else ()) + table.notes
     own = dict(notes=notes, kind=table.kind, chat=table.chat, size=len(train), rows=(*train, *held))
     completes, some = table.kind == "prompt/completion", held[:HELD]
     heldout = [pad(some[i : i + HELD // 4], tokenizer.end) for i in range(0, len(some), HELD // 4)]

@@ -168,17 +168,13 @@ def _split(made, apart, asked):
     held = dict.fromkeys(apart or different[9::10] or different[-1:])
     train = [row for row in made if row not in held] or made
     prompts = {row[0][0] for row in train} if asked else ()
+    copies, both = len(made) - len(different), len(held.keys() & train)
+    unused = 0 if both else len(made) - len(train) - (0 if apart else len(held))
+    known = sum(row[0][0] in prompts for row in held)
     facts = {
-        "copies of rows: {:,}; all copies of a row are held out together, or trained on together": len(made)
-        - len(different),
-        "of the copies that are held out one counts, and {:,} are left out": 0
-        if held.keys() & train
-        else len(made) - len(train) - (0 if apart else len(held)),
-        "all rows are the same, so the held-out loss says nothing about new rows: give rows that differ": len(
-            held.keys() & train
-        ),
-        "held-out rows whose prompt is trained on as well: {:,}; the held-out loss may look better than it is": sum(
-            row[0][0] in prompts for row in held
-        ),
+        "copies of rows: {:,}; all copies of a row are held out together, or trained on together": copies,
+        "of the copies that are held out one counts, and {:,} are left out": unused,
+        "all rows are the same, so the held-out loss says nothing about new rows: give rows that differ": both,
+        "held-out rows whose prompt is trained on as well: {:,}; the held-out loss may look better than it is": known,
     }
     return train, [*held], tuple(fact.format(n) for fact, n in facts.items() if n)
