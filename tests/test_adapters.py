@@ -714,7 +714,7 @@ def test_half_an_adapter_is_refused(folder, config):
 def test_a_path_that_is_missing_or_a_file_or_an_empty_folder_is_refused(tmp_path):
     assert_refused(tmp_path / "nowhere", "does not exist")
     (tmp_path / "file").write_text("x")
-    assert_refused(tmp_path / "file", "has no adapter_model.safetensors: give the folder")
+    assert_refused(tmp_path / "file", "is a file: give the folder that holds adapter_config.json")
     assert_refused(tmp_path, "has no adapter_model.safetensors")
 
 

@@ -594,6 +594,22 @@ def test_an_adapter_over_four_bits_is_made_used_and_merged_over_the_same_four_bi
     assert whole["transformer.h.0.mlp.c_fc.weight"].dtype == torch.float32
 
 
+def test_another_base_than_the_adapters_is_named_and_an_empty_answer_is_noted(tiny, capsys, monkeypatch):
+    assert said(capsys, "finetune", "text.txt", "--base", tiny, "--out", "out", "--steps", "1", *QUICK)[0] == 0
+    code, _, err = said(capsys, "generate", "Hi", "--adapter", "out", "--base", "course")
+    assert code == 1 and "out was trained on" in err and err.rstrip().endswith("leave --base out")
+    monkeypatch.setattr("llm.bases.Base.generate", lambda self, prompt, *_: prompt)
+    code, out, err = said(capsys, "generate", "Hi", "--adapter", "out")
+    assert (code, out) == (0, "Hi\n") and err.startswith("note: the model ended its text at once")
+
+
+def test_a_run_that_diverges_says_where_a_new_one_can_go(tiny, capsys):
+    code, _, err = said(
+        capsys, "finetune", "text.txt", "--base", tiny, "--out", "out", "--steps", "9", "--lr", "1e30", *QUICK
+    )
+    assert code == 1 and "lower the learning rate" in err and err.rstrip().endswith("a new one needs another --out")
+
+
 def test_a_stopped_run_over_four_bits_goes_on_over_four_bits(tiny, capsys, monkeypatch):
     argv = ["finetune", "text.txt", "--base", tiny, "--out", "out", "--steps", "3", "--quantize", "nf4", *QUICK]
     with monkeypatch.context() as patched:
@@ -627,7 +643,7 @@ BAD = [
         ["finetune", "records", "--targets", "foo"],
         "no nn.Linear matches the target 'foo', skipped ones aside: this model's linear layers are called c_attn, c_fc",
     ),
-    (["finetune", "records", "--rank", "0"], "--rank 0 makes no sense: give a number from 1 to"),
+    (["finetune", "records", "--rank", "0"], "--rank 0 makes no sense: give a number from 1 up"),
     (["finetune", "--resume", "--out", "nowhere"], "there is nothing to resume in nowhere"),
     (["finetune", "records", "--out", "text.txt"], "could not write text.txt ("),
     (["generate", "x", "--adapter", "nowhere"], "nowhere does not exist: give the folder"),
@@ -665,7 +681,7 @@ def test_a_number_that_makes_no_sense_is_one_sentence_before_anything_is_loaded(
     for value in values:
         code, out, err = said(capsys, *command.split(), f"{option}={value}")
         assert (code, out) == (1, "") and err.startswith(f"error: {option} "), err
-        assert err.count("\n") == 1 and "makes no sense: give a number from" in err
+        assert err.count("\n") == 1 and "makes no sense: give a number " in err
 
 
 def test_a_temperature_as_good_as_none_takes_the_likeliest_token(tiny, capsys):

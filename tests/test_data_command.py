@@ -71,10 +71,20 @@ def test_json_says_what_a_run_would_train_on(file, capsys):
     assert len(found["lengths"]) == 12 and max(found["lengths"]) > 64
 
 
-def test_a_file_whose_rows_are_all_too_long_is_shown_and_not_refused(file, capsys):
+def test_a_file_whose_rows_are_all_too_long_is_shown_and_then_refused_as_by_a_run(file, capsys):
     code, out, err = said(capsys, file, "--block", "5")
-    assert code == 0 and not err and "messages, 0 rows to train on, 0 held out" in out
+    assert (
+        code == 1
+        and "has no row besides 12 that are too long and 1 that have nothing to grade: give" in err
+        and "to train on it" not in out
+    )
+    assert "messages, 0 rows to train on, 0 held out" in out
     assert "needs --skip-long: 12 (chat.jsonl, lines 1, 2, 3, 4, 5, 6, 7, 8 and 4 more)" in out
+
+
+def test_a_corpus_of_the_course_is_named_as_one(capsys):
+    code, _, err = said(capsys, "records")
+    assert code == 1 and "records is a corpus of the course, not a file: train on it with" in err
 
 
 def test_on_a_terminal_what_is_graded_is_reversed_and_no_text_gives_it_orders(tmp_path, monkeypatch, capsys):
@@ -109,7 +119,7 @@ def test_a_map_and_what_is_wrong_are_said_in_a_sentence(tmp_path, capsys):
     code, out, err = said(capsys, path)
     assert code == 1 and not out and "as in --map prompt=question,completion=answer" in err and err.count("\n") == 1
     assert "prompt/completion, 1 rows" in said(capsys, path, "--map", "prompt=question,completion=answer")[1]
-    assert "our names are" in said(capsys, path, "--map", "x=y")[2]
+    assert "begin with one of messages, conversations" in said(capsys, path, "--map", "x=y")[2]
     assert "--block 65 does not fit this base" in said(capsys, path, "--block", "65")[2]
     assert "there is no base called 'x'" in said(capsys, path, "--base", "x")[2]
     assert "there is no file nowhere.csv" in said(capsys, "nowhere.csv")[2]

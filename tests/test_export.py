@@ -113,8 +113,8 @@ def test_what_llama_cpp_cannot_add_is_refused_with_what_works_instead(llama, tmp
 
 def test_a_base_that_llama_cpp_or_this_course_cannot_name_is_refused(tiny, tmp_path, capsys):
     folder = saved(adapted(tiny), tmp_path / "mine", {})
-    assert "GPT of the course" in run(capsys, folder, "--out", tmp_path / "a", code=1)
-    assert "--gguf" in run(capsys, folder, "--format", "merged", "--out", tmp_path / "a", code=1)
+    assert "GPT of this course" in run(capsys, folder, "--out", tmp_path / "a", code=1)
+    assert "GPT of this course" in run(capsys, folder, "--format", "merged", "--out", tmp_path / "a", code=1)
     assert "choose one of gguf, merged, hub" in run(capsys, folder, "--format", "onnx", code=1)
 
 

@@ -681,10 +681,12 @@ def test_a_folder_in_use_is_refused_and_stays_as_it_was(stopped, settings, tmp_p
 
 
 def test_nothing_to_go_on_with_is_one_sentence(stopped, tmp_path):
-    nothing = "there is nothing to resume in {}, as no run was started there or it has finished: leave --resume out"
-    assert_refused(lambda: resume(tmp_path / "no"), nothing.format(tmp_path / "no"))
+    nothing = f"there is nothing to resume in {tmp_path / 'no'}, as no run was started there: leave --resume out"
+    assert_refused(lambda: resume(tmp_path / "no"), nothing)
     go(resume(stopped))
-    assert_refused(lambda: resume(stopped), nothing.format(stopped))
+    assert_refused(
+        lambda: resume(stopped), f"the run in {stopped} has finished, after step 6: start a new one with more"
+    )
 
 
 def spoil(path, how):
@@ -760,7 +762,7 @@ NONSENSE = [
     ("measure", 0, "--measure 0 makes no sense: give a whole number from 1 up"),
     ("patience", 0, "--patience 0 makes no sense: give a whole number from 1 up"),
     ("train_on", "first", "there is no --train-on first here: choose one of answers, last, all"),
-    ("map", "question", "--map question= is not as in prompt=question,completion=answer"),
+    ("map", "question", "--map question= names no field: give pairs, as in prompt=question,completion=answer"),
     ("scaling", "beta", "unknown scaling 'beta'"),
     ("targets", "q_proj", "no nn.Linear matches the target 'q_proj'"),
     ("targets", "", "no nn.Linear matches the target ''"),
@@ -825,7 +827,7 @@ def test_a_folder_is_free_again_however_its_run_ended(settings, tmp_path):
             pass
     with together(lambda: resume(out), out) as run:
         go(run)
-    assert_refused(lambda: resume(out), "it has finished")
+    assert_refused(lambda: resume(out), "has finished")
 
 
 class Pair(Group):

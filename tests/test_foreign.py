@@ -241,7 +241,7 @@ def test_a_folder_that_is_no_adapter_is_refused_with_the_cure(tmp_path, case):
 @pytest.mark.parametrize("name", [TENSORS, "poet.gguf", "notes.txt"])
 def test_a_file_in_place_of_a_folder_is_refused_with_the_cure(tmp_path, name):
     _put(name)(tmp_path)
-    assert_refused(tmp_path / name, "give the folder that holds it", base())
+    assert_refused(tmp_path / name, "is a file: give the folder that holds adapter_config.json", base())
 
 
 def test_a_note_of_git_lfs_in_place_of_the_tensors_is_named(tmp_path):

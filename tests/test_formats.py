@@ -278,10 +278,14 @@ def test_names_of_fields_are_mapped_also_those_inside_of_messages(tmp_path):
     with pytest.raises(TextError, match="line 1: it has no 'prompt' .'q' by --map., it has 'question', 'answer'"):
         rows = [dict(question="a", answer="b")]
         load_dataset(str(as_jsonl(tmp_path / "a", rows)), fields=read_map("prompt=q,completion=answer"))
-    for wrong in ("prompt", "promt=a", "prompt=", "a=b=c"):
-        with pytest.raises(
-            SettingError, match="is not as in prompt=question,completion=answer; our names are messages"
-        ):
+    for wrong, says in {
+        "prompt": "prompt= names no field: give pairs, as in prompt=question,completion=answer",
+        "prompt=": "prompt= names no field",
+        "promt=a": "promt=a does not begin with a name of the course: begin with one of messages",
+        "a=b=c": "a=b=c does not begin with a name of the course: begin with one of messages",
+        "my question=prompt,a=completion": "write --map 'prompt=my question,completion=a'$",
+    }.items():
+        with pytest.raises(SettingError, match=says):
             read_map(wrong)
 
 
@@ -402,7 +406,7 @@ BAD = [
     ),
     (dict(messages=[ASKED, dict(role=7, content="b")]), "has the role '7'"),
     (dict(messages=[dict(role="user", content=7)]), "message 1 of its messages has content that is not a text"),
-    (dict(messages=[dict(role="assistant", content=None)]), "message 1 of its messages has content that is not a text"),
+    (dict(messages=[dict(role="assistant", content=None)]), "message 1 of its messages has no content: add it"),
     (
         dict(messages=[dict(role="user", content="\ud800")]),
         "message 1 of its messages: its content holds half of a char",
@@ -418,7 +422,7 @@ BAD = [
     (dict(messages=[dict(role="assistant", tool_calls=7)]), "message 1 of its messages: its tool_calls is not a list"),
     (dict(messages=[ASKED], tools=7), "its tools is not a list"),
     (dict(conversations=[{"from": "x", "value": "b"}]), "message 1 of its conversations has the role 'x'"),
-    (dict(conversations=[{"from": "gpt"}]), "message 1 of its conversations has content that is not a text"),
+    (dict(conversations=[{"from": "gpt"}]), "message 1 of its conversations has no content: add it"),
     (
         dict(conversations=[{"from": "gpt", "value": "a"}], system=7),
         "its system is not a text",
@@ -426,7 +430,7 @@ BAD = [
     (dict(instruction=7, output="b"), "its instruction is not a text"),
     (dict(instruction="a", output=["b"]), "its output is not a text"),
     (dict(instruction="a", output="b", history=[["q"]]), "its history is not a list of pairs"),
-    (dict(prompt=[ASKED], completion="b"), "its prompt is not a text or is empty"),
+    (dict(prompt=[ASKED], completion="b"), "its prompt is not a text"),
     (dict(prompt=[ASKED], completion=[dict(role="b")]), "message 1 of its completion has the role 'b'"),
     (dict(text=7), "its text is not a text"),
     (
@@ -481,7 +485,11 @@ FILES = [
     (".csv", "text\na,b\n", "a.csv, row 2: it has 2 cells, and the header 1: quote what holds a comma"),
     (".csv", 'text\n"a"b\n', "a.csv, line 2: it is not CSV ("),
     (".csv", 'text,n\na,1\n"b', "a.csv, line 3: it is not CSV (unexpected end of data)"),
-    (".csv", "prompt,completion\na,b\n\nc\n", "a.csv, row 4: it has no 'completion', it has 'prompt'"),
+    (
+        ".csv",
+        "prompt,completion\na,b\n\nc\n",
+        "a.csv, row 4: it has no 'completion', unlike the rows before it, it has 'prompt'",
+    ),
     (".csv", "prompt,completion\n", "a.csv has no row: give at least two"),
     (".csv", "\n", "a.csv is empty"),
     (".parquet", "PAR1 PAR1", "a.parquet cannot be read as a table ("),

@@ -41,12 +41,16 @@ def what_is_there(path: Path) -> str:
     """The end of a sentence about a path without an adapter's tensors: what is wrong, and the cure."""
     if not path.exists():
         return f"does not exist: give the folder that holds {CONFIG} and {TENSORS}"
+    if path.is_file():
+        return f"is a file: give the folder that holds {CONFIG} and {TENSORS}"
     inside = {file.parent for pattern in ("*/", "*/*/") for file in path.glob(pattern + CONFIG)}
     if inside := sorted(map(str, inside), key=lambda name: (len(name), name)):
         return f"holds adapters in folders of their own: give one of {shown(', '.join(inside), 300)}"
+    pickles = any(path.glob("*.bin")) or any(path.glob("*.pt"))
+    pickle = "a pickle (.bin, .pt) can run code and is never opened here, so save it again from PEFT; " * pickles
     return (
-        f"has no {TENSORS}: give the folder that holds it and {CONFIG}; a pickle (.bin, .pt) can run code and is never opened "
-        f"here, so save it again from PEFT; {CONVERT}; a whole model is a base, for --base or bases.load"
+        f"has no {TENSORS}: give the folder that holds it and {CONFIG}; {pickle}{CONVERT}; a whole model is a base, for "
+        "--base or bases.load"
     )
 
 

@@ -42,7 +42,8 @@ def number(text: str, kind=int, metavar: str = "N", low: float = 1, high: float 
 
     def within(option: typer.CallbackParam, value: kind):
         if value is not None and not low <= value <= high:
-            raise SettingError(f"{option.opts[0]} {value} makes no sense: give a number from {low} to {high}")
+            least = "above 0" if 0 < low < 1 else f"from {low} up" if high >= 2**31 - 1 else f"from {low} to {high}"
+            raise SettingError(f"{option.opts[0]} {value} makes no sense: give a number {least}")
         return value
 
     return Annotated[kind, Option(metavar=metavar, help=text, callback=within)]

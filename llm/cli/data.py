@@ -13,6 +13,7 @@ from typer import Argument, Option
 
 from llm.cli.app import AsJson, Base, app, number
 from llm.cli.console import say, show_json
+from llm.errors import TextError
 from llm.paths import user_path
 
 SHOWN, PART = 3, 600  # rows, and characters of a part of one
@@ -42,6 +43,10 @@ def data(
     from llm.text.formats import read_map
     from llm.text.tables import named, read_table
 
+    if file in dataset.names():
+        raise TextError(
+            f"{file} is a corpus of the course, not a file: train on it with `python -m llm finetune {file}`"
+        )
     tokenizer, context = load_tokenizer(base)
     tokenizer = with_template(tokenizer, template) if template else tokenizer
     dataset.check_block(block, context)
@@ -77,6 +82,8 @@ def data(
         say("\n".join(_histogram(found["lengths"], limit)))
     if notes:
         say("\n" + "\n".join(notes))
+    if path.suffix.lower() != ".txt":
+        dataset.check_rows(path, table)
     given = {"--base": base, "--map": fields, "--train-on": train_on, "--template": template, "--block": block}
     usual = {"--base": "course", "--train-on": "answers"}
     options = [f"{name} {shlex.quote(str(x))}" for name, x in given.items() if x is not None and x != usual.get(name)]

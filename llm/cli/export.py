@@ -59,7 +59,7 @@ def _for_llama_cpp(adapter, format, base, gguf, dtype):
 
     from llm.cli.use_adapter import load_with
     from llm.errors import BaseError
-    from llm.export.gguf import write_adapter, write_merged
+    from llm.export.gguf import architecture, write_adapter, write_merged
     from llm.export.modelfile import modelfile
     from llm.finetune.run import read_report
     from llm.paths import CACHE
@@ -73,6 +73,7 @@ def _for_llama_cpp(adapter, format, base, gguf, dtype):
     if gguf is None and loaded.name == "smollm2":
         gguf = fetch_model("smollm2", CACHE)
     if gguf is None and format == "merged":
+        architecture(loaded)  # whether there can be a GGUF of it at all
         raise BaseError(f"a merged model takes its tokenizer from a GGUF of {loaded.name}: give that with --gguf")
 
     def write(to):

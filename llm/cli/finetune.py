@@ -74,7 +74,7 @@ def finetune(
     """
     from llm.finetune import torchrun
     from llm.finetune.resume import resume as go_on_with
-    from llm.finetune.run import begin, together
+    from llm.finetune.run import RESUME, begin, together
 
     if not resume and data is None:
         raise typer.BadParameter("give DATA, the text to train on, as in `python -m llm finetune records`")
@@ -94,9 +94,13 @@ def finetune(
     try:
         with together(make, out, group) as run:
             code = _train(run, every, as_json, curves)
-    except (RunError, TrainingError):  # every process has the same
+    except (RunError, TrainingError) as error:  # every process has the same
         if group.rank:
             raise typer.Exit(1) from None
+        if isinstance(error, TrainingError) and (out / RESUME).exists():
+            raise TrainingError(
+                f"{error}; {out} keeps the run up to there, and a new one needs another --out"
+            ) from None
         raise
     torchrun.leave(group)
     raise typer.Exit(code)

@@ -16,7 +16,7 @@ from typer import Argument, Option
 
 from llm.cli.app import AsJson, Device, Dtype, OwnBase, app, number, path
 from llm.cli.console import complain, say, sentence, show_json
-from llm.errors import CourseError
+from llm.errors import AdapterError, CourseError
 from llm.paths import user_path
 
 
@@ -64,6 +64,8 @@ def generate(
         show_json(prompt=prompt, text=text, base=loaded.name, adapter=adapter and str(adapter), seed=seed)
     else:
         say(text)
+        if not text[len(prompt) * (not chats) :].strip():
+            _note("the model ended its text at once: try another --seed, or another prompt")
 
 
 @app.command()
@@ -160,7 +162,12 @@ def load_with(base, dtype="float32", device="cpu", adapter=None, scheme=None):
             _note(f"{adapter}: {note}")
     loaded = bases.load("course" if base is None else base, getattr(torch, dtype, dtype), best_device(device), scheme)
     if adapter:
-        load_adapter(loaded.model, adapter)
+        try:
+            load_adapter(loaded.model, adapter)
+        except AdapterError as error:
+            if (trained_on := read_report(adapter).get("base", base)) in (base, None):
+                raise
+            raise AdapterError(f"{error}; {adapter} was trained on {trained_on}: leave --base out") from None
     return loaded
 
 

@@ -38,7 +38,7 @@ def write_adapter(base: Base, path: Path) -> None:
 
     import gguf
 
-    writer = gguf.GGUFWriter(path, _architecture(base))
+    writer = gguf.GGUFWriter(path, architecture(base))
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
@@ -72,18 +72,18 @@ def write_merged(
     with theirs(f"{source} cannot be read as a GGUF", cure):
         reader = gguf.GGUFReader(source)
         given = {t.name: t for t in reader.tensors}
-        architecture = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
+        found = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
 
     def check(holds, what):
         if not holds:
             raise BaseError(f"{source} is not {base.name} as a GGUF ({what}): {cure}")
 
-    check(architecture == _architecture(base), f"its architecture is {architecture[:40]!r}")
+    check(found == architecture(base), f"its architecture is {found[:40]!r}")
     linears = {module: layer.base for module, layer in layers_of(model).items()}
     before = {f"{module}.{kind}": getattr(x, kind) for module, x in linears.items() for kind in ("weight", "bias")}
     dequantize(merge(model))
     kind = gguf.LlamaFileType.MOSTLY_F16 if dtype == torch.float16 else gguf.LlamaFileType.ALL_F32
-    writer, written = gguf.GGUFWriter(path, architecture), set(OWN)
+    writer, written = gguf.GGUFWriter(path, found), set(OWN)
     writer.add_name(name), writer.add_file_type(kind)
     if template is not None:
         writer.add_chat_template(template), writer.add_eot_token_id(eot)
@@ -116,32 +116,33 @@ def write_merged(
     _finish(writer)
 
 
-def _architecture(base):
-    kind = getattr(getattr(base.model, "config", None), "model_type", "GPT of the course")
+def architecture(base: Base) -> str:
+    """The name that llama.cpp has for a model of this kind. Raises BaseError where it is none of `ARCHITECTURES`."""
+    kind = getattr(getattr(base.model, "config", None), "model_type", "GPT of this course")
     if kind not in ARCHITECTURES:
         raise BaseError(
-            f"{base.name} is a {kind}, and only {', '.join(ARCHITECTURES)} are written as GGUF here: use --format hub, or "
-            "`python -m llm merge` and the convert_hf_to_gguf.py of llama.cpp, which knows more kinds"
+            f"the base {base.name} is a {kind}, and only {', '.join(ARCHITECTURES)} are written as GGUF here: use "
+            "--format hub, or `python -m llm merge` and the convert_hf_to_gguf.py of llama.cpp, which knows more kinds"
         )
     return ARCHITECTURES[kind]
 
 
 def _names(base):
     """llama.cpp's names for the modules of `base`."""
-    architecture = _architecture(base)
+    kind = architecture(base)
     try:
         import gguf
     except ImportError:
         raise BaseError(f"this needs the package gguf: {INSTALL}") from None
-    known = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-    return gguf.get_tensor_name_map(known[architecture], base.model.config.num_hidden_layers)
+    known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    return gguf.get_tensor_name_map(known[kind], base.model.config.num_hidden_layers)
 
 
 def _rows(base, module, t):
     """A weight, a bias or B (out, ...) of `module` with its rows in llama.cpp's order."""
     config, last = base.model.config, module.rpartition(".")[2]
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(last)
-    if _architecture(base) != "llama" or not heads:
+    if architecture(base) != "llama" or not heads:
         return t
     return t.unflatten(0, (heads, 2, -1)).swapaxes(1, 2).flatten(0, 2)
 

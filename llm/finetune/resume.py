@@ -10,7 +10,7 @@ import torch
 
 from llm import files
 from llm.errors import RunError
-from llm.finetune.run import RESUME, Run, learned, prepare, put
+from llm.finetune.run import RESUME, Run, learned, prepare, put, read_report
 from llm.finetune.settings import Settings
 from llm.finetune.torchrun import ALONE, Group
 from llm.text.chat import with_template
@@ -29,10 +29,11 @@ def resume(out: Path, given: dict | None = None, device: str = "cpu", group: Gro
     """
     path, given = out / RESUME, dict(given or {})
     if not path.is_file():
-        raise RunError(
-            f"there is nothing to resume in {out}, as no run was started there or it has finished: leave --resume out "
-            "and choose an --out"
-        )
+        if done := read_report(out).get("done"):
+            raise RunError(
+                f"the run in {out} has finished, after step {done}: start a new one with more --steps and another --out"
+            )
+        raise RunError(f"there is nothing to resume in {out}, as no run was started there: leave --resume out")
     for unfinished in out.glob(f"{files.UNFINISHED}*") if group.rank == 0 else ():  # by a run that was killed
         shutil.rmtree(unfinished, ignore_errors=True)
     with _sound(path):

@@ -7,6 +7,7 @@ conversations on their answers. Knows nothing about models.
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
+from pathlib import Path
 
 import torch
 
@@ -122,11 +123,7 @@ def _rows(path, table: Table, tokenizer, limit, skip_long):
             f"{are} too long: up to {max(table.long.values())} tokens, and {limit} fit; shorten them, or "
             "leave them out with --skip-long"
         )
-    if not table.train or len(table.lengths) - len(table.long) < 2:
-        reasons = {"are too long": len(table.long), "have nothing to grade": len(table.bare)}
-        besides = " and ".join(f"{n} that {why}" for why, n in reasons.items() if n)
-        few = ("no row", "one row")[len(table.train)] + (f" besides {besides}" if besides else "")
-        raise TextError(f"{path} has {few}: give at least two, as every tenth, or else the last, is held out")
+    check_rows(path, table)
     train, held = ([part for row in rows for part in row] for rows in (table.train, table.heldout))
 
     def made(rows, seed, start):
@@ -140,3 +137,12 @@ def _rows(path, table: Table, tokenizer, limit, skip_long):
     completes, some = table.kind == "prompt/completion", held[:HELD]
     heldout = [pad(some[i : i + HELD // 4], tokenizer.end) for i in range(0, len(some), HELD // 4)]
     return Dataset(made, heldout, table.digest, completes, len(table.long), **own)
+
+
+def check_rows(path: Path, table: Table) -> None:
+    """Raises TextError unless there are two rows that fit: one to train on and one to hold out."""
+    if not table.train or len(table.lengths) - len(table.long) < 2:
+        reasons = {"are too long": len(table.long), "have nothing to grade": len(table.bare)}
+        besides = " and ".join(f"{n} that {why}" for why, n in reasons.items() if n)
+        few = ("no row", "one row")[len(table.train)] + (f" besides {besides}" if besides else "")
+        raise TextError(f"{path} has {few}: give at least two, as every tenth, or else the last, is held out")

@@ -6,6 +6,7 @@ their format gives them, and never guessed: `--map` says which of a file's names
 
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -64,10 +65,13 @@ def read_map(text: str | None) -> dict[str, str]:
     """The names of a file's fields by ours, from "prompt=question,completion=answer"; raises SettingError for another."""
     names = dict(map(str.strip, pair.partition("=")[::2]) for pair in (text or "").split(",") if pair)
     if wrong := [ours for ours, theirs in names.items() if ours not in NAMES or not theirs]:
-        known = ", ".join(NAMES)
-        raise SettingError(
-            f"--map {wrong[0][:40]}= is not as in prompt=question,completion=answer; our names are {known}"
-        )
+        ours, theirs = wrong[0][:40], names[wrong[0]][:40]
+        if not theirs:
+            raise SettingError(f"--map {ours}= names no field: give pairs, as in prompt=question,completion=answer")
+        cure = f"begin with one of {', '.join(NAMES)}"
+        if all(name in NAMES for name in names.values()):
+            cure = f"write --map {shlex.quote(','.join(f'{name}={other}' for other, name in names.items()))}"
+        raise SettingError(f"--map {ours}={theirs} does not begin with a name of the course: {cure}")
     return names
 
 
@@ -81,6 +85,10 @@ def as_rows(rows: Iterable[tuple[str, dict]], names: dict[str, str] | None = Non
         row = _renamed(fields, names)
         kind = next((name for name, keys in FORMATS.items() if row.keys() >= {*keys}), None)
         if kind is None:
+            if first and first[0] in FORMATS and (missing := [key for key in FORMATS[first[0]] if key not in row]):
+                has = ", ".join(repr(str(key))[:40] for key in [*fields][:5]) or "nothing"
+                unlike = f"it has no {missing[0]!r}, unlike the rows before it, it has {has}"
+                raise TextError(f"{where}: {unlike}: correct this row or take it out")
             raise TextError(f"{where}: {_unknown(fields, row, names)}")
         if kind == "preference":
             raise TextError(f"{where}: it is a preference, of which no run here learns both answers: {_chosen(row)}")
@@ -115,7 +123,7 @@ def _unknown(fields, row, names):
     free = alike if all(alike) else [name for name in free if name.lower() not in ("id", "index")]
     named = f" ({names[missing[0]]!r} by --map)" if missing[0] in names else ""
     pairs = ",".join(map("=".join, zip(missing, free)))
-    cure = f"say which field it is, as in --map {pairs}" if pairs else f"give {' and '.join(near)}"
+    cure = f"say which field it is, as in --map {shlex.quote(pairs)}" if pairs else f"give {' and '.join(near)}"
     return f"it has no {missing[0]!r}{named}, it has {has}: {cure}"
 
 
@@ -171,8 +179,10 @@ READERS |= {"prompt/completion": _prompt, "prompt/completion of messages": _prom
 
 
 def _string(where, key, value, names, empty=True):
-    if not isinstance(value, str) or not (empty or value.strip()):
-        raise TextError(f"{where}: its {names.get(key, key)} is not a text{'' if empty else ' or is empty'}")
+    if not isinstance(value, str | None) or value is None and empty:
+        raise TextError(f"{where}: its {names.get(key, key)} is not a text")
+    if not empty and not (value or "").strip():
+        raise TextError(f"{where}: its {names.get(key, key)} is empty: fill it in, or take the row out")
     check_text(value, f"{where}: its {names.get(key, key)}")
     return value
 
@@ -219,7 +229,8 @@ def _message(which, turn, names, unread):
         turn["tool_calls"] = [_call(which, call) for call in _list(which, "tool_calls", turn["tool_calls"])]
         text = text or ""  # some templates would print "None"
     if not isinstance(text, str):
-        raise TextError(f"{which} has content that is not a text")
+        problem = "no content: add it, or take the row out" if text is None else "content that is not a text"
+        raise TextError(f"{which} has {problem}")
     check_text(text, f"{which}: its content")
     return dict(role=role, content=text) | turn
 

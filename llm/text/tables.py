@@ -1,6 +1,7 @@
 """A learner's rows in tokens: what of each is graded, what fits, and which are held out. Knows nothing about models."""
 
 import hashlib
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def read_table(
         names = dict(prompt="prompt", completion="completion") | (fields or {})
         notes += (
             "prompt and completion are joined by a line break, without this base's chat template: --map "
-            f"instruction={names['prompt']},output={names['completion']} makes a chat of them",
+            f"{shlex.quote('instruction={prompt},output={completion}'.format(**names))} makes a chat of them",
         )
     if chats:
         notes += tuple(chat.template_notes(tokenizer, tools=any(row.tools for row in read)))
