@@ -11,14 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from llm.course import figures
-from llm.course.audit import audit_model
 from llm.course.comparison import order
 from llm.course.four_bits import BLOCKS, four_bit, relative_error, rounded, survival
 from llm.course.movements import Moved
 from llm.course.toy_matrices import MATRICES, approximate, noise, wrapped
 from llm.files import read_csv
-from llm.lora import apply_lora
-from llm.model import GPT, GPTConfig
 from llm.paths import ROOT
 from llm.quantize import FORMATS
 from llm.spectra import decompose
@@ -117,14 +114,8 @@ WEIGHT = noise(128, 128, seed=3)
 WORD = MATRICES["a word"]()
 
 
-def with_head():
-    with torch.device("meta"):
-        return audit_model(apply_lora(GPT(GPTConfig()), skip=()))
-
-
 STORED = {
-    "spectrum": lambda: figures.spectrum((decompose(noise(384, 128)), 8)),
-    "audit": lambda: figures.audit(with_head()),
+    "spectrum": lambda: figures.spectrum((decompose(noise(384, 128)), 8), "W", bands=("query", "key", "value")),
     "order, plays": lambda: figures.order(order(RECORDED["relatives"], "shakespeare", 1e-2)),
     "order, facts": lambda: figures.order(order(RECORDED["relatives"], "facts", 1e-2)),
     "stacked": lambda: figures.stacked({"LoRA": PARTS, "full": {k: 1.6 * v for k, v in PARTS.items()}}, "seconds of one step"),

@@ -8,7 +8,6 @@ import torch
 from matplotlib.colors import to_hex
 
 from llm.course import figures
-from llm.course.audit import AuditRow
 from llm.course.comparison import order
 from llm.course.figures.canvas import spread
 from llm.course.figures.palette import COLOURS
@@ -57,18 +56,6 @@ SWEPT = [
         *swept(task, "full", {1e-4: 4.6, 1e-3: 4.2, 1e-2: 9.0}, 13_665_280, 0.8),
     )
 ]
-
-
-def test_the_audit_draws_all_numbers_in_grey_and_what_trains_in_its_colour():
-    rows = [AuditRow("wte", 9_000, 0, 0), AuditRow("c_attn", 5_000, 400, 0), AuditRow("ln_1", 300, 300, 300)]
-    [axes] = figures.audit(rows).axes
-    drawn = [(bar.get_y() + bar.get_height() / 2, bar.get_width(), to_hex(bar.get_facecolor())) for bar in axes.patches]
-    bars = sorted(bar for bar in drawn if bar[1])
-    grey, lora, full = "#dddddd", COLOURS["lora"].lower(), COLOURS["full"].lower()
-    expected = [(0, 9_000, grey), (1, 400, lora), (1, 5_000, grey), (2, 300, full), (2, 300, grey)]
-    assert bars == [(pytest.approx(y), n, colour) for y, n, colour in expected]
-    said = {text.get_text() for text in (*axes.texts, *axes.get_yticklabels())}
-    assert {"wte", "9,000 frozen", "400 of 5,000 train", "300 of 300 train"} <= said
 
 
 def test_levels_and_kept_updates_say_what_was_measured():

@@ -25,5 +25,5 @@ from llm.course.figures.results import (
 )
 from llm.course.figures.rounding import kept_updates, levels, rounding_errors
 from llm.course.figures.tables import table
-from llm.course.figures.trainable import audit, savings, shares
+from llm.course.figures.trainable import savings, shares
 from llm.course.figures.update_spectra import energy_table, fits, loss_by_rank, singular_values, spectrum

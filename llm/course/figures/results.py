@@ -1,12 +1,13 @@
 """Recorded sweeps as figures: rows of `data/results/*.csv` in, a point a seed."""
 
+from itertools import cycle
 from math import inf
 from statistics import median
 
 from matplotlib.figure import Figure
 
 from llm.course.comparison import at_best, by_method, group
-from llm.course.figures.canvas import axes_gap, label_end, new_axes, seeds, spread
+from llm.course.figures.canvas import axes_gap, label_end, new_axes, note, seeds, spread
 from llm.course.figures.palette import COLOURS, NAMES, task_name
 
 Panels = dict[str, dict[str, list[dict]]]  # {title: {label of a curve: its rows}}
@@ -112,7 +113,8 @@ def _last_seen(x, y, top):
 
 
 def frontier(panels: Panels) -> Figure:
-    """What is forgotten over what is learned: a point a learning rate (the median of its seeds), a line from gentle to hot.
+    """What is forgotten over what is learned: a point a learning rate (the median of its seeds), a line from gentle to hot,
+    a marker an arm, and a number its hottest rate.
 
     Left and down is better: little loss on the task, little on the speeches. Dashed: what the base loses on them. A rate
     at which the task was not learned at all is left out.
@@ -120,11 +122,12 @@ def frontier(panels: Panels) -> Figure:
     figure, all_axes = new_axes(8.6, 4.0, columns=len(panels))
     for axes, (title, here) in zip(all_axes, panels.items()):
         first, reached, lost = next(iter(here.values()))[0], [], []
-        for (label, rows), (color, shade) in zip(here.items(), _shades(here)):
-            pairs = zip(*(grouped(rows, "lr", key).values() for key in ("after", "speeches_after")))
-            middle = [(median(after), median(forgot)) for after, forgot in pairs]
-            x, y = zip(*(pair for pair in middle if pair[0] < first["before"]))
-            axes.plot(x, y, color=color, alpha=shade, marker="o", ms=5, label=label)
+        for (label, rows), (color, shade), mark in zip(here.items(), _shades(here), cycle("os^Dv")):
+            found = [grouped(rows, "lr", key) for key in ("after", "speeches_after")]
+            middle = [(lr, *(median(by_rate[lr]) for by_rate in found)) for lr in found[0]]
+            rates, x, y = zip(*(point for point in middle if point[1] < first["before"]))
+            axes.plot(x, y, color=color, alpha=shade, marker=mark, ms=5.5, label=label)
+            note(axes, f"{rates[-1]:g}", (x[-1], y[-1]), (5, 4), color, fontsize=8.5)
             reached, lost = [*reached, *x], [*lost, *y]
         axes.axhline(first["speeches_before"], color=COLOURS["base"], lw=1.2, ls="--")
         if max(reached) > 20 * min(reached):

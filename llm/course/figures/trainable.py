@@ -4,7 +4,6 @@ from math import log2, log10
 
 from matplotlib.figure import Figure
 
-from llm.course.audit import AuditRow
 from llm.course.figures.canvas import label_end, new_axes, note, spread
 from llm.course.figures.palette import COLOURS
 
@@ -22,24 +21,6 @@ def shares(models: dict[str, dict[int, float]]) -> Figure:
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     axes.set_xlim(ranks[0] * 0.9, ranks[-1] * 1.02)
     axes.set_xlabel("rank r, on every matrix of the blocks"), axes.set_ylabel("share of the parameters that train")
-    return figure
-
-
-def audit(rows: list[AuditRow]) -> Figure:
-    """What a model holds by kind of module, in gray, and what of it trains, in color."""
-    figure, [axes] = new_axes(8.6, 3.4)
-    kinds = [row.kind for row in rows]
-    axes.barh(kinds, [row.parameters for row in rows], 0.72, color="#dddddd")
-    colors = [COLOURS["full" if row.of_base else "lora"] for row in rows]
-    axes.barh(kinds, [row.trained for row in rows], 0.4, color=colors)
-    for row in rows:
-        text, color = f"{row.parameters:,} frozen", "#777777"
-        if row.trained:
-            text, color = f"{row.trained:,} of {row.parameters:,} train", "black"
-        note(axes, text, (1.2e7, row.kind), (6, 0), color, va="center", fontsize=9, annotation_clip=False)
-    axes.set(xscale="log", xlim=(100, 1.2e7))
-    axes.invert_yaxis()
-    axes.set_xlabel("numbers (gray: all, blue: in A and B, orange: of the base, not frozen)")
     return figure
 
 

@@ -10,20 +10,30 @@ from llm.course.figures.palette import COLOURS, task_name
 from llm.spectra import Parts
 
 
-def spectrum(found: tuple[Parts, int], name: str = "ΔW") -> Figure:
-    """A matrix's singular values with the first r in color, the matrix, and its best rank-r part."""
+def spectrum(found: tuple[Parts, int], name: str = "ΔW", bands: tuple[str, ...] = ()) -> Figure:
+    """A matrix's singular values with the first r in color, the matrix, and its best rank-r part, both to scale.
+
+    bands: names of the matrices of one height that are stacked in it, from the top.
+    """
     parts, r = found
-    figure, (bars, whole, best) = new_axes(8.6, 3.0, columns=3)
+    full = parts.best(len(parts.s))
+    height, width = full.shape
+    room = min(2.0, max(0.5, width / height))  # of the pictures, beside 1.6 of the bars
+    figure, (bars, whole, best) = new_axes(8.6, 4.0, columns=3, gridspec_kw=dict(width_ratios=(1.6, room, room)))
     shown = min(64, len(parts.s))
     colors = [COLOURS["full"] if i < r else COLOURS["control"] for i in range(shown)]
     bars.vlines(range(1, shown + 1), 0, parts.s[:shown].tolist(), colors, lw=2.4)
     bars.set_xlim(-2, shown + 3), bars.set_ylim(0, 1.05 * parts.s[0].item() or 1)
     bars.set_title(f"singular values, {r} kept", fontsize=10)
     bars.set_xlabel("index")
-    full = parts.best(len(parts.s))
     limit = 3 * full.std().item()  # a few large entries would leave the rest white
-    show_matrix(whole, full, f"{name}, {full.size(0)} x {full.size(1)}", limit)
+    show_matrix(whole, full, f"{name}, {height} x {width}", limit)
     show_matrix(best, parts.best(r), f"its best rank-{r} part", limit)
+    for axes in (whole, best):
+        axes.set_aspect("equal")
+    step = height / max(1, len(bands))
+    whole.set_yticks([(i + 0.5) * step for i in range(len(bands))], bands)
+    whole.tick_params(length=0)
     return figure
 
 
@@ -46,7 +56,7 @@ def fits(panels: dict[str, dict[int | str, list[float]]], floors: dict[str, dict
         panel.set(yscale="log", ylim=(low, 4), title=title, xlabel="steps")
         panel.set_xlim(0, len(losses) * 1.25)  # room for the labels
         panel.set_xticks([t for t in panel.get_xticks() if t <= len(losses)])
-    axes[0].set_ylabel("error (share of the target)")
+    axes[0].set_ylabel("energy missed (share of the target)")
     return figure
 
 
@@ -71,6 +81,8 @@ def singular_values(values: dict, noise: dict, show: int = 64) -> Figure:
     """
     figure, panels = new_axes(7.6, 5.2, rows=2, columns=2, sharex=True)
     depth = 1 + max(_kind(name)[1] for name in values)
+    longest = max(len(s) for s in values.values())
+    shown = f"the {show} largest of {longest}" if longest > show else "the largest first"
     for axis, (kind, title) in zip(panels, KINDS.items()):
         for name, s in values.items():
             if _kind(name)[0] == kind:
@@ -90,8 +102,8 @@ def singular_values(values: dict, noise: dict, show: int = 64) -> Figure:
         axis.set_ylim(bottom=0)
     top = panels[0]
     top.annotate("full fine-tune\n(darker: later block)", (0.22, 0.72), xycoords="axes fraction", color=COLOURS["full"])
-    top.annotate("noise of the same norm", (0.45, 0.4), xycoords="axes fraction", color=COLOURS["control"])
-    figure.supxlabel("index of the singular value")
+    top.annotate("noise of the same length", (0.45, 0.4), xycoords="axes fraction", color=COLOURS["control"])
+    figure.supxlabel(f"index of the singular value, {shown}")
     figure.supylabel("singular value of ΔW")
     return figure
 
