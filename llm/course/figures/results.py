@@ -1,7 +1,7 @@
 """Recorded sweeps as figures: rows of `data/results/*.csv` in, a point a seed."""
 
 from itertools import cycle
-from math import inf
+from math import inf, log10
 from statistics import median
 
 from matplotlib.figure import Figure
@@ -56,8 +56,12 @@ def by_rank(
         if before := {"after": "before", "speeches_after": "speeches_before"}.get(measure):
             levels["base"] = methods["lora"][0][before]
         ends = {**levels, "lora": middle[-1]}
-        gap = axes_gap([list(ends.values()), middle], middle[0])
-        for (name, level), y in zip(ends.items(), spread(list(ends.values()), gap)):
+        heights, back = [*ends.values(), *middle], float
+        if measure == "after" and max(heights) > 100 * min(heights):  # all but the highest would lie on the axis
+            axes.set_yscale("log")
+            heights, back = [log10(y) for y in heights], lambda y: 10**y
+        gap = axes_gap([heights], heights[0])
+        for (name, level), y in zip(ends.items(), map(back, spread(heights[: len(ends)], gap))):
             if name != "lora":
                 axes.axhline(level, color=COLOURS[name], lw=1.2, ls="--", label=NAMES[name])
             axes.annotate(NAMES[name], (78, y), va="center", color=COLOURS[name], annotation_clip=False, fontsize=9)
@@ -71,7 +75,8 @@ def by_rank(
 def curves(panels: Panels, x: str, measure: str = "after", level: str | None = None) -> Figure:
     """A measure over the column x, logarithmic: a point a seed, a line through the medians, a label at its end.
 
-    A curve has its method's color, the lighter the earlier among those of one method. level: a column, drawn dashed;
+    A curve has its method's color, the lighter the earlier among those of one method. Three or more of one method have
+    a marker each. level: a column, drawn dashed;
     what is worse than it by far leaves the picture.
     """
     figure, all_axes = new_axes(8.6 if len(panels) > 1 else 5.8, 3.6, columns=len(panels))
@@ -80,12 +85,14 @@ def curves(panels: Panels, x: str, measure: str = "after", level: str | None = N
         every, ends = [row for rows in here.values() for row in rows], []
         ticks, losses = sorted({row[x] for row in every}), [row[measure] for row in every]
         low, top, highest = min(losses), inf, 0
-        for (label, rows), (color, shade) in zip(here.items(), _shades(here)):
+        for (label, rows), (color, shade), marker in zip(here.items(), _shades(here), _markers(here)):
             label, line = task_name(label), grouped(rows, x, measure)
             for at, values in line.items():
                 seeds(axes, at, values, color, 0.3, 4)
             middle = [median(values) for values in line.values()]
-            axes.plot(list(line), middle, color=color, alpha=shade, marker="o", ms=4, label=label)
+            axes.plot(
+                list(line), middle, color=color, alpha=shade, marker=marker, ms=4 if marker == "o" else 6, label=label
+            )
             ends.append((label, color, list(line), middle))
             highest = max(highest, *middle)
         if level:
@@ -148,6 +155,13 @@ def _shades(curves):
     for i, method in enumerate(methods):
         nth, of = methods[:i].count(method) + 1, methods.count(method)
         yield COLOURS.get(method, COLOURS["other"]), 1 if of == 1 else 0.35 + 0.65 * (nth - 1) / (of - 1)
+
+
+def _markers(curves):
+    """A marker for each curve: of three or more of one method its own, as three shades are hard to tell apart."""
+    methods = [rows[0]["method"] for rows in curves.values()]
+    for i, method in enumerate(methods):
+        yield "^sDvP"[methods[:i].count(method) % 5] if methods.count(method) > 2 else "o"
 
 
 def by_target(rows: list[dict]) -> Figure:

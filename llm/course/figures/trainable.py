@@ -9,12 +9,17 @@ from llm.course.figures.palette import COLOURS
 
 
 def shares(models: dict[str, dict[int, float]]) -> Figure:
-    """The trainable share of each model over the rank, both axes logarithmic; models: name -> rank -> share."""
+    """The trainable share of each model over the rank, both axes logarithmic; models: name -> rank -> share.
+
+    The course's own model, "ours", is dashed: it falls among the larger ones.
+    """
     figure, (axes,) = new_axes(7.2, 4.0)
     ends = spread([log10(list(found.values())[-1]) for found in models.values()], 0.125)
     for (name, found), end in zip(models.items(), ends):
-        axes.plot(list(found), list(found.values()), color=COLOURS["lora"], marker="o", ms=3, label=name)
-        label_end(axes, list(found)[-1], 10**end, name, "lora")
+        dashed = name == "ours"
+        line = dict(color=COLOURS["lora"], ls="--" if dashed else "-", marker="o", ms=3, label=name)
+        axes.plot(list(found), list(found.values()), **line)
+        label_end(axes, list(found)[-1], 10**end, f"{name} (dashed)" if dashed else name, "lora")
     axes.set_xscale("log", base=2), axes.set_yscale("log")
     ranks = list(next(iter(models.values())))
     axes.set_xticks(ranks, [f"{r}" for r in ranks])
