@@ -40,7 +40,8 @@ def test_it_shows_format_rows_grades_lengths_and_what_is_left_out(file, capsys):
     code, out, err = said(capsys, file)
     assert code == 0 and not err and out.startswith("chat.jsonl: messages, 10 rows to train on, 1 held out\n")
     assert (
-        "row 1, 12 tokens, 3 of them graded, «so»:\nUser: 0 plus one\nAssistant:« is 1<|endoftext|>»\n\nrow 2," in out
+        "row 1, 12 tokens, 3 of them graded, marked «like this»:\nUser: 0 plus one\nAssistant:« is 1<|endoftext|>»\n\nrow 2,"
+        in out
     )
     assert out.count("«") == 2 * 3 and "2 plus one" in out and "3 plus one" not in out
     bars = out[out.index("of which 64 fit:\n") :].split("\n\n")[0].splitlines()[1:]

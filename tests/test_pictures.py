@@ -125,6 +125,7 @@ STORED = {
     "rates, plays": lambda: figures.rates(RECORDED["relatives"], "shakespeare"),
     "rates, facts": lambda: figures.rates(RECORDED["relatives"], "facts"),
     "compared": lambda: figures.compared(RECORDED["relatives"]),
+    "forgetting": lambda: figures.forgetting(RECORDED["relatives"]),
     "sizes_by_rank": lambda: figures.sizes_by_rank(
         {t: {"alpha/r": {r: 1 / r for r in (4, 16, 64)}, "alpha/sqrt(r)": {r: r**-0.5 for r in (4, 16, 64)}} for t in ("a step", "the output")}
     ),

@@ -75,7 +75,7 @@ def data(
         tokens, graded = (
             sum(len(part) for example in examples for part in example[i::step]) for i, step in ((0, 1), (1, 2))
         )
-        say(f"\nrow {n}, {tokens} tokens, {graded} of them graded, {before}so{behind}:")
+        say(f"\nrow {n}, {tokens} tokens, {graded} of them graded, marked {before}like this{behind}:")
         say("".join(before + _short(text) + behind if graded else _short(text) for text, graded in row).rstrip("\n"))
     if found["lengths"]:
         say(f"\ntokens of a row, of which {limit:,} fit:")

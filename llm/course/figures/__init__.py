@@ -8,7 +8,15 @@ say `figures.savings(...)` and need not know which.
 
 from llm.course.figures.bars import side_by_side, stacked
 from llm.course.figures.canvas import label_end, new_axes, spread
-from llm.course.figures.compared_methods import compared, largest_parts, lengths_and_turns, order, rates, sizes_by_rank
+from llm.course.figures.compared_methods import (
+    compared,
+    forgetting,
+    largest_parts,
+    lengths_and_turns,
+    order,
+    rates,
+    sizes_by_rank,
+)
 from llm.course.figures.disk_space import footprint
 from llm.course.figures.graded_tokens import graded_tokens
 from llm.course.figures.losses import loss_curves, score_bars, training_log, turn

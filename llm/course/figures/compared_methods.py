@@ -7,9 +7,9 @@ from statistics import median
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from llm.course.comparison import Order, at_best, by_method, by_rate
+from llm.course.comparison import Order, at_best, best_rate, by_method, by_rate, forgotten
 from llm.course.figures.canvas import label_end, new_axes, note, seeds, spread
-from llm.course.figures.palette import COLOURS, METHODS, color_of
+from llm.course.figures.palette import COLOURS, METHODS, color_of, task_name
 from llm.course.movements import Moved
 
 RATES = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
@@ -18,6 +18,12 @@ PALE = "#dddddd"
 BELOW, ABOVE = (min, (0, -6), "center", "top"), (max, (0, 6), "center", "bottom")
 RIGHT, ABOVE_RIGHT = (median, (9, 0), "left", "center"), (max, (-4, 6), "left", "bottom")
 AT_THE_EDGE = {"top": (min, (25, -6), "right", "top"), "bottom": (max, (25, 6), "right", "bottom")}
+
+# whose forgetting is drawn, and how many points from its ring a name stands
+FORGETTING = {
+    "shakespeare": {"lora": (0, 14), "dora": (28, 0), "ia3": (26, 14), "bitfit": (-4, 14), "full": (48, 0)},
+    "facts": {"lora": (0, 14), "rslora": (-30, 2), "dora": (-16, 15), "full": (52, 0)},
+}
 
 
 def rates(rows: list[dict], task: str) -> Figure:
@@ -115,6 +121,28 @@ def _side_by_side(numbers: dict[str, int]) -> dict[str, float]:
         for i, name in enumerate(names):
             found[name] = numbers[names[0]] * 1.28**i
     return found
+
+
+def forgetting(rows: list[dict]) -> Figure:
+    """What some methods forget over the loss that they reach, a panel for plays and one for facts: a line through a
+    method's rates up to its best, a ring at that. Seed 0, the only one that every rate has.
+    """
+    figure, panels = new_axes(8.6, 3.9, columns=2)
+    for axes, (task, names) in zip(panels, FORGETTING.items()):
+        here = by_method(rows, task)
+        for name, points in names.items():
+            found = [row for row in here[name] if row["seed"] == 0 and row["lr"] <= best_rate(here[name])]
+            found.sort(key=lambda row: row["lr"])
+            x, y = [row["after"] for row in found], [forgotten(row) for row in found]
+            color = color_of(name)
+            axes.plot(x, y, color=color, marker="o", ms=4, lw=1.2, label=METHODS[name])
+            axes.plot(x[-1], y[-1], "o", color=color, ms=11, mfc="none")
+            note(axes, METHODS[name], (x[-1], y[-1]), points, color, fontsize=9, ha="center", va="center")
+        axes.set_xmargin(0.1), axes.set_ymargin(0.12), axes.autoscale_view(), axes.set_ylim(bottom=0)
+        axes.set_title(f"{task_name(task)}: down and left is better", fontsize=10)
+        axes.set_xlabel("loss, nats per token")
+    panels[0].set_ylabel("forgotten, nats per token")
+    return figure
 
 
 def order(found: Order) -> Figure:

@@ -1,7 +1,5 @@
 """Training runs as figures: losses over steps, arms side by side."""
 
-from statistics import median
-
 from matplotlib.figure import Figure
 
 from llm.course.figures.canvas import axes_gap, label_end, new_axes, note, spread
@@ -47,31 +45,22 @@ def score_bars(scores: dict[str, dict[str, float]]) -> Figure:
 
 
 def turn(training: list[list[float]], heldout: list[list[float]], every: int) -> Figure:
-    """The training loss of each step and the held-out loss of every few, the first before step 1: a pale curve for each
-    seed, a line through the medians, and a ring where that of the held-out losses is lowest. The
-    first steps lie above the picture."""
-    figure, (axes,) = new_axes(7.0, 3.6)
-    ends = {}
-    for name, color, runs, first, apart in (
-        ("training", "control", training, 1, 1),
-        ("held out", "lora", heldout, 0, every),
-    ):
-        middle = [median(losses) for losses in zip(*runs)]
-        steps = [first + apart * i for i in range(len(middle))]
-        for losses in runs:
-            axes.plot(steps, losses, color=COLOURS[color], alpha=0.3, lw=1)
-        axes.plot(steps, middle, color=COLOURS[color], label=name)
-        ends[name] = color, middle[-1]
-    best = min(range(len(middle)), key=middle.__getitem__)
-    axes.plot(steps[best], middle[best], "o", ms=11, mfc="none", color=COLOURS["lora"], label="lowest held-out loss")
-    words, at = f"lowest: {middle[best]:.2f} at step {steps[best]}", (steps[best], middle[best])
-    note(axes, words, at, (12, 48), "lora")
-    gap = axes_gap([[2.2 * middle[best]]], 0)
-    for (name, (color, _)), y in zip(ends.items(), spread([end for _, end in ends.values()], gap)):
-        label_end(axes, steps[-1], y, name, color)
-    axes.set(xlabel="training steps", ylabel="loss, nats per token", ylim=(0, 2.2 * middle[best]))
-    axes.set_xlim(0, steps[-1] * 1.17)
-    axes.set_xticks([t for t in axes.get_xticks() if t <= steps[-1]])
+    """The training loss of each step and the held-out loss of every few, the first before step 1: a panel a seed, with a
+    ring where its held-out loss is lowest. The first steps lie above the picture."""
+    figure, panels = new_axes(8.6, 3.2, columns=len(heldout), sharey=True)
+    for seed, (axes, trained, held) in enumerate(zip(panels, training, heldout)):
+        steps = range(0, every * len(held), every)
+        axes.plot(range(1, len(trained) + 1), trained, color=COLOURS["control"], label="training")
+        axes.plot(steps, held, color=COLOURS["lora"], label="held out")
+        best = min(range(len(held)), key=held.__getitem__)
+        axes.plot(steps[best], held[best], "o", ms=11, mfc="none", color=COLOURS["lora"])
+        side = "left" if best < 0.7 * len(held) else "right"
+        words = f"lowest: {held[best]:.2f}\nat step {steps[best]}"
+        note(axes, words, (steps[best], held[best]), (0, 30), "lora", ha=side, fontsize=9)
+        axes.set_title(f"seed {seed}", fontsize=10), axes.set_xlabel("training steps")
+        axes.set_xlim(0, steps[-1] + 1.5)
+    panels[0].set(ylabel="loss, nats per token", ylim=(0, 2.4 * max(map(min, heldout))))
+    panels[0].legend(frameon=False, loc="upper right", labelcolor="linecolor", fontsize=9)
     return figure
 
 

@@ -182,10 +182,13 @@ def by_target(rows: list[dict]) -> Figure:
 
 def by_seed(panels: dict[str, dict[str, list[float]]], colors: dict[str, str]) -> Figure:
     """Arms side by side, a panel for each title: a point a seed, a thin line from each seed's to its next, a bar at the
-    median. panels: title -> arm -> values, seed by seed; colors: arm -> its method in `COLOURS`."""
+    median, a band over the seeds of the first arm. panels: title -> arm -> values, seed by seed; colors: arm -> its method
+    in `COLOURS`."""
     many = len(next(iter(panels.values()))) > 2  # whose names would touch
     figure, panels_of = new_axes(2.15 * len(panels), 3.8 if many else 3.2, columns=len(panels))
     for axes, (title, arms) in zip(panels_of, panels.items()):
+        first = next(iter(arms.values()))
+        axes.axhspan(min(first), max(first), color=COLOURS["control"], alpha=0.15, lw=0, zorder=0)
         for values in zip(*arms.values()):
             axes.plot(values, color=COLOURS["control"], lw=0.8, zorder=1)
         for x, (arm, values) in enumerate(arms.items()):

@@ -20,7 +20,7 @@ def levels(parts: list[Rounded]) -> Figure:
         _levels(panel, part)
         panel.set_xlim(-1.04, 1.04), panel.set_ylim(0, 1.08 * part.shares.max().item())
         panel.yaxis.set_major_formatter("{x:.0%}")
-        title = f"{TITLES[part.format]}: a level tells {part.entropy:.2f} bits, error {part.error:.1%}"
+        title = f"{TITLES[part.format]}: entropy {part.entropy:.2f} bits, error {part.error:.1%}"
         panel.set_title(title, fontsize=10, loc="left", color=FORMATS[part.format])
     axes[-1].set_xlabel("weight over its block's absmax")
     figure.supylabel("share of the weights at a level", fontsize=10)
