@@ -173,7 +173,7 @@ def merge(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """Give the model its base's output inside the block, then restore it. Raises SettingError after full fine-tuning."""
+    """Give `model` its base's output inside the block, then restore it. Raises SettingError after full fine-tuning."""
     base, original = bare(model), originals(model)
     trained = {path: base.get_parameter(path).detach().clone() for path in original}
     prefix = getattr(base, "prefix", None)
