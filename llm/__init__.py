@@ -1,14 +1,14 @@
-"""The lesson lies on this floor; read it in this order.
+"""The lesson is the modules on this level; read them in this order.
 
 `lora.py`        LoRA itself: freeze W, learn A and B
-`surgery.py`     how its layers get into a model
-`model.py`       the GPT that wears it
-`loss.py`        what the head asks of it, and at which price
-`training.py`    the loop that moves A and B
-`generation.py`  what it writes: greedy, or sampled among the top k
+`surgery.py`     how LoRA's layers are put into a model
+`model.py`       the GPT that LoRA adapts
+`loss.py`        the next-token loss, without holding all logits
+`training.py`    the loop that trains A and B
+`generation.py`  how the model writes: greedy, or sampled from the top k
 `tokenizer.py`   text in, text out
-`spectra.py`     what fine-tuning moved
-`quantize.py`    a base of four bits under it
+`spectra.py`     what fine-tuning changed
+`quantize.py`    a 4-bit base under LoRA
 
-Everything else keeps the course running, a folder a room: its `__init__.py` says who lives there.
+The folders hold everything else that the course needs; the `__init__.py` of each says what it contains.
 """

@@ -7,9 +7,9 @@ from llm.cli.interrupts import stopped
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit code: 0, 1 for what is wrong, 2 for what is not a command, 130 after Ctrl-C."""
-    try:  # the imports take long enough for a Ctrl-C
-        from llm.cli import data, export, finetune, maintenance, use_adapter  # noqa: F401 (each puts its commands on the app)
+    """Run a command and return its exit code: 0 for success, 1 for an error, 2 for bad usage, 130 after Ctrl-C."""
+    try:  # includes the imports, which take long enough to be interrupted
+        from llm.cli import data, export, finetune, maintenance, use_adapter  # noqa: F401 (each registers its commands)
         from llm.cli.app import app
 
         app(args=argv, prog_name="python -m llm")
@@ -22,5 +22,5 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     code = main()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the work is done: Ctrl-C ends what Python still has to clear away
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the work is done: let Ctrl-C cut Python's cleanup short
     sys.exit(code)

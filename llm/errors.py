@@ -1,23 +1,23 @@
-"""What a person can put right: each message is one sentence that says what is wrong and what to do.
+"""Errors that a person can fix: each message is one sentence that says what is wrong and what to do.
 
-The command line and the lab show such a sentence. Every other exception is a defect, and keeps its traceback.
+The command line and the lab show only that sentence. Every other exception is a bug and keeps its traceback.
 """
 
 
 class CourseError(Exception):
-    """Any of the errors below."""
+    """The base class of the errors below."""
 
 
 class SettingError(CourseError, ValueError):
-    """An argument or an option makes no sense, or does not fit the others."""
+    """An argument or option is invalid, or conflicts with the others."""
 
 
 class TextError(CourseError):
-    """A corpus or a learner's own text cannot be had or used."""
+    """A corpus or a learner's own text cannot be fetched or used."""
 
 
 class BaseError(CourseError):
-    """A base model cannot be had, loaded or saved."""
+    """A base model cannot be fetched, loaded or saved."""
 
 
 class AdapterError(CourseError):
@@ -25,16 +25,16 @@ class AdapterError(CourseError):
 
 
 class TrainingError(CourseError):
-    """Training cannot go on; the model holds the weights of the last good step."""
+    """Training cannot continue; the model holds the weights of the last good step."""
 
 
 class RunError(CourseError):
-    """A fine-tune cannot begin or go on."""
+    """A fine-tuning run cannot start or continue."""
 
 
 class PeerError(CourseError):
-    """Another process of a run under torchrun has ended."""
+    """Another process of a torchrun run has ended."""
 
 
 class WriteError(CourseError, OSError):
-    """The disk did not take a file; the one that was there is as it was."""
+    """A file could not be written; an earlier version of it is unchanged."""

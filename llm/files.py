@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all, and a folder that one process works in alone. Knows no models or text."""
+"""Write files and folders whole or not at all, and lock a folder for one process. Knows nothing of models or text."""
 
 import csv
 import errno
@@ -14,15 +14,15 @@ from safetensors import SafetensorError
 
 from llm.errors import CourseError, RunError, WriteError
 
-LOCK, UNFINISHED = ".lock", ".unfinished-"  # a lock's name, and how the names of files that are being written begin
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # numpy has no number for a file that was cut short
+LOCK, UNFINISHED = ".lock", ".unfinished-"  # a lock's name, and the prefix of files being written
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # None: numpy gives no errno for a short write
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, then rename it over: a kill or a full disk leaves the old file.
+    """Let `write` make a new file, then rename it to `path`: a killed process or a full disk leaves the old file.
 
-    Raises WriteError when the disk does not take it; the message says what to do.
+    Raises WriteError when the file cannot be written; the message says what to do.
     """
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,11 +32,11 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def whole_folder(folder: Path, write: Callable[[Path], object], last: str = "config.json") -> None:
-    """Let `write` fill a folder beside `folder`, then rename it: a kill or a full disk leaves none.
+    """Let `write` fill a temporary folder, then rename it to `folder`, so that it is complete or not there.
 
-    An empty folder that is there, also behind a link, stays, as it may be a mount or the current folder: the files move
-    into it, `last` behind all others, without which they are no model. Raises WriteError when there is more in it, or the
-    disk does not take the files.
+    An existing empty folder is kept, even behind a link, because it may be a mount or the current folder. The files
+    then move into it, and `last`, without which they are no model, moves last. Raises WriteError when the folder is not
+    empty or cannot be written.
     """
     target = Path(os.path.realpath(folder))
     with _writing(folder):
@@ -44,23 +44,23 @@ def whole_folder(folder: Path, write: Callable[[Path], object], last: str = "con
         place = target if inside else target.parent
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place, prefix=".") as private:
-            if inside and os.listdir(target) != [Path(private).name]:  # another process may have begun to write here
+            if inside and os.listdir(target) != [Path(private).name]:  # another process may have started to write here
                 raise WriteError(f"{folder} is there already and is not an empty folder: choose another name")
-            new = Path(private) / "new"  # with the rights of any new folder; `private` has its owner's alone
+            new = Path(private) / "new"  # has the default permissions; `private` is open to its owner only
             new.mkdir()
             write(new)
             if not inside:
-                os.rename(new, target)  # fails where another process was quicker
+                os.rename(new, target)  # fails if another process was faster
             for path in sorted(new.iterdir(), key=lambda path: path.name == last) if inside else ():
                 os.replace(path, target / path.name)
 
 
 @contextmanager
 def claim(folder: Path) -> Iterator[None]:
-    """Let no other process, nor another `claim` here, work in `folder` inside the `with`; the end of a process frees it.
+    """Keep every other process or `claim` out of `folder` inside the `with`; the lock ends with the process.
 
-    The folder is made where there is none; what is still empty at the end goes again. Raises RunError when somebody works
-    in it, and WriteError when it cannot be written.
+    A missing folder is made; folders made here that are still empty at the end are removed. Raises RunError when the
+    folder is in use, and WriteError when it cannot be written.
     """
     folder = Path(os.path.realpath(shown := folder))
     with _writing(shown):
@@ -74,7 +74,7 @@ def claim(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows keeps it until it is released, and takes it away then
+        with suppress(OSError):  # Windows refuses this before the release, which then deletes the file
             (folder / LOCK).unlink()
         lock.release()
         for path in made:
@@ -84,7 +84,7 @@ def claim(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _writing(path):
-    """What the operating system refuses inside the `with`, as a WriteError; a defect stays as it is."""
+    """Turn what the operating system refuses inside the `with` into a WriteError; other exceptions pass through."""
     try:
         yield
     except CourseError:
@@ -93,10 +93,10 @@ def _writing(path):
         why = str(error).partition("\n")[0]
         if isinstance(error, OSError):
             number, why = error.errno, error.strerror or why
-        elif code := re.search(r"\(os error (\d+)\)|code: (\d+)", why):  # safetensors, and its versions before 0.6
+        elif code := re.search(r"\(os error (\d+)\)|code: (\d+)", why):  # safetensors, now and before 0.6
             number = int(code[1] or code[2])
             why = os.strerror(number)
-        elif "inline_container.cc" in why:  # torch, which does not say more of a file that was cut short
+        elif "inline_container.cc" in why:  # torch, which says no more about a short write
             number, why = None, why.partition("strerror: ")[2] or "not all of it was taken"
         else:
             raise
@@ -106,7 +106,7 @@ def _writing(path):
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    """Rows as a table whose header has every key of theirs, empty cells where a row lacks one; floats at full precision."""
+    """Write rows as a CSV table with a column for every key, empty cells for missing ones, and full float precision."""
 
     def write(to):
         with open(to, "w", newline="", encoding="utf-8") as f:
@@ -119,7 +119,7 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def read_csv(path: Path) -> list[dict]:
-    """The rows of a table, each cell a number where it reads as one; no rows when there is no such file."""
+    """Return the rows of a CSV table, numbers converted; an empty list when the file does not exist."""
     if not path.exists():
         return []
     with open(path, newline="", encoding="utf-8") as f:

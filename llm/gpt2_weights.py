@@ -1,7 +1,7 @@
-"""GPT-2's weights (Radford et al. 2019), from a folder or the Hugging Face hub, under the names that the course uses.
+"""Read GPT-2's weights (Radford et al. 2019) from a folder or the Hugging Face hub into the course's GPT.
 
-The names are GPT-2's own already. What differs: GPT-2 was written with Conv1D, which holds its matrix as (in, out), and
-its file may leave out the head (it is the embedding once more) and hold buffers that are no weights.
+The tensor names are the same. The differences: GPT-2's Conv1D stores its matrices as (in, out), and its file may omit
+the head, which equals the embedding, and may hold buffers that are not weights.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ HUB = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 TABLE, HEAD = "transformer.wte.weight", "lm_head.weight"
 SIZES = ("vocab_size", "n_positions", "block_size", "n_layer", "n_head", "n_embd", "n_inner", "ffn_mult")
-# what the course's GPT has no switch for, and the only value that it computes
+# settings for which the course's GPT has no switch, and the values that it computes
 FIXED = {
     "model_type": ("gpt2",),
     "layer_norm_epsilon": (1e-5,),
@@ -30,10 +30,10 @@ FIXED = {
 
 
 def read(name_or_folder: str | Path, build: Callable[[dict], nn.Module]) -> nn.Module:
-    """The model of a name in `HUB`, of a folder with a GPT-2, or of one that the course has saved, in float32.
+    """Return the float32 model that a name in `HUB` stands for, or one in a folder in GPT-2's or the course's format.
 
-    A folder that has one of the names is "./gpt2", or a Path. build: makes the model of a config's fields, in the words
-    of `GPTConfig`. Everything but the values is checked before a tensor is read. Raises BaseError.
+    "./gpt2" or a Path is always a folder. build: makes the model from a dict of `GPTConfig` fields. Everything but the
+    values is checked before a tensor is read. Raises BaseError when the model cannot be fetched or does not fit.
     """
     folder = _download(name_or_folder) if name_or_folder in HUB else user_path(name_or_folder)
     if not folder.is_dir():
@@ -44,16 +44,16 @@ def read(name_or_folder: str | Path, build: Callable[[dict], nn.Module]) -> nn.M
             raise ValueError(f"{wrong[0]} is no positive whole number")
         if "model_type" in fields:
             fields, tensors = _in_our_words(fields), _under_our_names(tensors)
-        if fields.get("n_layer", 1) > len(tensors):  # a config that claims a billion blocks costs nothing
+        if fields.get("n_layer", 1) > len(tensors):  # a config that claims a billion blocks must not build them
             raise ValueError(f"n_layer={fields['n_layer']}, but {len(tensors)} tensors")
         tables = [tensors[name] for name in (TABLE, HEAD) if name in tensors]
         tied = bool(fields.get("tied_lm_head")) and (len(tables) < 2 or torch.equal(*tables))
-        with torch.device("meta"):  # no second copy, and no random start that would be thrown away
+        with torch.device("meta"):  # avoids a second copy and a useless random initialization
             model = build(fields | dict(tied_lm_head=tied))
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         what = f"describes no model that the course's GPT computes ({first_line(error)})"
         raise BaseError(f"{folder / CONFIG} {what}: take another GPT-2, or {AGAIN}") from None
-    if tied and HEAD in tensors:  # of two names for one matrix a file keeps either
+    if tied and HEAD in tensors:  # a file stores a tied matrix under either name
         tensors[TABLE] = tensors.pop(HEAD)
     fill(model, tensors, folder / TENSORS)
     if tied:
@@ -66,7 +66,7 @@ def _download(name):
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(HUB[name], allow_patterns=[CONFIG, TENSORS]))
-    except Exception as error:  # not installed; and the client and the network below it raise a dozen kinds
+    except Exception as error:  # not installed, or any of a dozen client and network errors
         raise BaseError(
             f"could not fetch {name} from the Hugging Face hub ({type(error).__name__}): pip install huggingface_hub and "
             f"check the network, or give a folder with its {CONFIG} and {TENSORS}; once fetched, it works offline"
@@ -74,7 +74,7 @@ def _download(name):
 
 
 def _in_our_words(config):
-    """GPT-2's config as fields of `GPTConfig`. Raises ValueError for what this cannot have."""
+    """Translate GPT-2's config into fields of `GPTConfig`. Raises ValueError for settings that it lacks."""
     for key, values in FIXED.items():
         if config.get(key, values[0]) not in values:
             raise ValueError(f"{key}={config[key]!r}, not {values[0]!r}")
@@ -91,7 +91,7 @@ def _under_our_names(tensors):
     ours = {}
     for name, tensor in tensors.items():
         name = "transformer." * (name != HEAD) + name.removeprefix("transformer.")
-        # Conv1D computes x @ W with W (in, out), nn.Linear x @ W.T with W (out, in); the causal mask is no weight
+        # Conv1D computes x @ W with W (in, out), nn.Linear x @ W.T with W (out, in); the causal mask is not a weight
         if not name.endswith((".attn.bias", ".attn.masked_bias")):
             ours[name] = tensor.mT if name.endswith(CONV1D) and tensor.ndim > 1 else tensor
     return ours

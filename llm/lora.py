@@ -99,38 +99,38 @@ def apply_lora(
 ) -> nn.Module:
     """Freeze `model` and wrap its linear layers in `LoraLinear`; returns the same model.
 
-    targets and skip: module paths or their last parts, such as "c_attn" or "mlp.c_fc"; by default every linear layer is
-    wrapped but the output head. A function of the path as targets decides alone. A layer that stands in several places
-    is wrapped once, for all of them. kind: the class of the wrappers; what it freezes stays frozen.
-    Warns of weights that no linear layer holds. Raises ValueError when the model is wrapped already, when a target
-    matches nothing, and as `LoraLinear.check` does; the model is then as it was.
+    targets and skip: module paths or their last parts, such as "c_attn" or "mlp.c_fc". By default every linear layer
+    but the output head is wrapped. targets may also be a function of the path, which then decides alone. A layer that
+    is used in several places is wrapped once. kind: the wrappers' class; a parameter that it freezes stays frozen.
+    Warns of weights outside the linear layers. Raises ValueError when the model is wrapped already, when a target
+    matches nothing, and as `LoraLinear.check` does; the model is then unchanged.
     """
     if lora_layers(model):
         raise ValueError("this model already has LoRA layers: call remove_lora(model) or merge_lora(model) first")
     linears = chosen_linears(model, targets, skip)
     options = r, alpha, scaling, start, dropout
     for layer in linears:
-        kind.check(layer, *options)  # all of them before the first is frozen
+        kind.check(layer, *options)  # check all before freezing the first
     wrapped = {layer: kind(layer, *options) for layer in linears}
     return replace_layers(model.requires_grad_(False), wrapped)
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
-    """The wrapped layers of `model`, by the path at which each stands first."""
+    """The wrapped layers of `model`, keyed by the first path of each."""
     return {paths[0]: layer for layer, paths in places(model).items() if isinstance(layer, LoraLinear)}
 
 
 def remove_lora(model: nn.Module) -> nn.Module:
-    """Take every wrapper off: the base exactly as it was, still frozen; returns the same model."""
+    """Remove every wrapper, so that the base is exactly as it was, still frozen; returns the same model."""
     return replace_layers(model, {layer: layer.base for layer in lora_layers(model).values()})
 
 
 @torch.no_grad()
 def merge_lora(model: nn.Module) -> nn.Module:
-    """Replace every wrapper by a plain `nn.Linear` that carries the update, rounded once; returns the same model.
+    """Replace every wrapper by a plain `nn.Linear` that includes the update, rounded once; returns the same model.
 
-    Each has a weight of its own, so an embedding that is tied to the base's stays what it was. Raises ValueError when
-    an update or a merged weight is not finite; the model is then as it was.
+    Each new layer has its own weight, so an embedding that is tied to the base's weight does not change. Raises
+    ValueError when an update or a merged weight is not finite; the model is then unchanged.
     """
     merged = {}
     for path, layer in lora_layers(model).items():
@@ -144,6 +144,6 @@ def merge_lora(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def lora_disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside the block the model answers as its base; afterwards each layer is as it was found."""
+    """Inside the block the model computes what its base does; afterwards each layer's state is restored."""
     with silenced(lora_layers(model).values()):
         yield model

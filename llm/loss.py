@@ -1,7 +1,7 @@
-"""Next-token loss straight from hidden states: the (tokens, vocab) logits are never held whole.
+"""Next-token loss from hidden states, without ever holding all the (tokens, vocab) logits.
 
 At 2,048 tokens and GPT-2's vocabulary the logits alone are 412 MB, and their gradient as much again.
-`chunked_loss` is the whole idea; `tiled_loss` computes the same in a quarter of the time where the head is a plain weight.
+`chunked_loss` shows the idea; `tiled_loss` takes a quarter of its time when the head is a plain weight.
 Knows nothing about models: it takes hidden states, the output layer or its weight, and the targets.
 """
 
@@ -12,19 +12,19 @@ from torch.utils.checkpoint import checkpoint
 
 from llm.errors import SettingError
 
-IGNORE = -100  # a target with this value does not count, PyTorch's own convention
-CHUNK, CHUNK_ON_GPU = 128, 2048  # rows whose logits are held at a time: 128 rows of 50,257 floats are 26 MB
-TILE = 512, 2048  # rows and words of the logits that `tiled_loss` holds: 4 MB, which stay in the cache
+IGNORE = -100  # a target with this value does not count, as in PyTorch
+CHUNK, CHUNK_ON_GPU = 128, 2048  # rows of logits held at a time: 128 rows of 50,257 floats are 26 MB
+TILE = 512, 2048  # rows and words of a tile in `tiled_loss`: 4 MB, which fit in the CPU's cache
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def head_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, precision: str = "float32") -> torch.Tensor:
     """Mean cross-entropy in nats of `head(hidden)` against `targets`, for any output layer.
 
-    hidden (..., d), targets (...) with `IGNORE` where a position does not count. A linear layer without a bias is its
-    weight, and `tiled_loss` takes that in `precision`. Any other layer, such as one with an adapter, may do more than its
-    weight says, dropout for one: `chunked_loss` calls it, in the layer's own precision.
-    Raises SettingError when no position counts; on a GPU, where asking would wait for it, the loss is then NaN.
+    hidden (..., d), targets (...) with `IGNORE` where a position does not count. A plain linear layer without a bias
+    goes through `tiled_loss` in `precision`. Any other layer may compute more than its weight says, such as an adapter
+    or dropout, so `chunked_loss` calls it in its own precision.
+    Raises SettingError when no position counts. On a GPU the loss is NaN instead, because the check would stall it.
     """
     hooks = getattr(head, "_forward_hooks", None) or getattr(head, "_forward_pre_hooks", None)
     if type(head) is nn.Linear and head.bias is None and not hooks and "forward" not in vars(head):
@@ -34,7 +34,7 @@ def head_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, prec
 
 
 def chunked_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> torch.Tensor:
-    """`head_loss`, written plainly: a chunk of rows goes through the head, and through it again in the backward pass."""
+    """Compute `head_loss` one chunk of rows at a time; the backward pass computes each chunk's logits again."""
 
     def chunk_loss(rows, words):
         logits = head(rows)
@@ -50,12 +50,12 @@ def chunked_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -
 def tiled_loss(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, precision: str = "float32"
 ) -> torch.Tensor:
-    """Mean cross-entropy in nats of `hidden @ weight.T` against `targets`, a tile of logits at a time.
+    """Mean cross-entropy in nats of `hidden @ weight.T` against `targets`, one tile of logits at a time.
 
-    hidden (..., d), weight (vocab, d), targets (...) with `IGNORE` where a position does not count. The sums and the mean
-    are float32, or finer where the states are. precision of the products, one of PRECISIONS: "auto" is bfloat16 for a
-    frozen weight where the device multiplies it (`multiplies_bfloat16`), and float32 elsewhere. A weight that is loaded
-    in 16 bits keeps them, and under torch.autocast its dtype is the one. Raises SettingError as `head_loss` does.
+    hidden (..., d), weight (vocab, d), targets (...) with `IGNORE` where a position does not count. Sums and the mean
+    are float32, or the states' dtype if that is finer. precision: of the products, one of PRECISIONS; "auto" is
+    bfloat16 for a frozen weight on a device that `multiplies_bfloat16`, and float32 elsewhere. A 16-bit weight keeps
+    its dtype; under torch.autocast a float32 weight takes autocast's. Raises SettingError as `head_loss` does.
     """
     check_precision(precision)
     hidden, targets = _counted(hidden, targets)
@@ -63,16 +63,16 @@ def tiled_loss(
 
 
 def check_precision(name: str) -> None:
-    """Raises SettingError when there is no precision of this name."""
+    """Raise SettingError when `name` is not one of PRECISIONS."""
     if name not in PRECISIONS:
         raise SettingError(f"there is no precision {name!r}: choose one of {', '.join(PRECISIONS)}")
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16 products: two to four times as fast as float32 where it has."""
+    """Whether the device has bfloat16 instructions, which are two to four times as fast as float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()  # every processor with AMX has these as well
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()  # every CPU with AMX has these too
 
 
 def _product_dtype(weight, precision):
@@ -85,7 +85,7 @@ def _product_dtype(weight, precision):
 
 
 def _counted(hidden, targets):
-    """Rows (N, d) and targets (N,) that count; where leaving others out would wait for a GPU, they stay, as zeros."""
+    """Return the rows (N, d) and targets (N,) that count; on a GPU, which selecting would stall, zero the others."""
     hidden, targets = hidden.reshape(-1, hidden.size(-1)), targets.reshape(-1).long()
     counted = targets != IGNORE
     if _waits(hidden.device):
@@ -100,18 +100,18 @@ def _counted(hidden, targets):
 
 
 def _waits(device):
-    """Whether to ask for a value is to wait until the device has worked off all that came before."""
+    """Whether reading a value blocks until the device has finished all earlier work."""
     return device.type == "cuda"
 
 
 class _Tiled(torch.autograd.Function):
-    """-log softmax(W h)[t] = log sum_j exp(w_j h) - w_t h, whose gradient by h is softmax(W h) W - w_t.
+    """-log softmax(W h)[t] = log sum_j exp(w_j h) - w_t h; its gradient with respect to h is softmax(W h) W - w_t.
 
-    The sum and the gradient grow tile by tile, relative to the largest logit so far, as in FlashAttention (Dao et al. 2022,
-    section 3.1); no exp overflows, whatever the logits are. The gradients are made while a tile is there: the backward pass
-    would have to make the tile a second time. Where the weight learns too, a tile is as wide as the vocabulary, for its gradient
-    needs the whole sum of a row. The target's own part is worked out apart, in full precision: in coarse products a model
-    that is nearly sure would see little but their rounding, and a loss below zero.
+    The sum and the gradient accumulate tile by tile, relative to the largest logit so far, as in FlashAttention (Dao et
+    al. 2022, section 3.1), so that no exp overflows. The forward pass computes the gradients while it holds a tile; the
+    backward pass would have to compute the tile again. When the weight trains too, a tile spans the vocabulary, because
+    its gradient needs the whole sum of a row. The target's logit is computed separately, in full precision: for a
+    confident model, low-precision products would leave mostly rounding error, and losses below zero.
     """
 
     @staticmethod
@@ -119,7 +119,7 @@ class _Tiled(torch.autograd.Function):
         wants_hidden, wants_weight = (training and wanted for wanted in ctx.needs_input_grad[:2])
         wide = torch.promote_types(hidden.dtype, torch.float32)
         counted, targets = targets != IGNORE, targets.clamp(min=0)
-        share = counted[:, None] / counted.sum(dtype=wide)  # (N, 1), of the mean
+        share = counted[:, None] / counted.sum(dtype=wide)  # (N, 1), each row's share of the mean
         wide_h, target_row = hidden.to(wide), weight[targets].to(wide)  # (N, d), (N, d)
         own = (wide_h * target_row).sum(1, keepdim=True)  # (N, 1), the target's logit
         d_hidden = torch.zeros_like(wide_h) if wants_hidden else None
@@ -130,7 +130,7 @@ class _Tiled(torch.autograd.Function):
         if h.is_cuda or wants_weight:
             n_rows, n_words = CHUNK_ON_GPU if h.is_cuda else CHUNK, len(W)
         for rows in (slice(i, i + n_rows) for i in range(0, len(h), n_rows)):
-            # (rows, 1) each: the largest logit so far, which begins with the target's, and the sum without the target
+            # (rows, 1) each: the largest logit so far, starting with the target's, and the sum over the other words
             top, others = own[rows], torch.zeros_like(own[rows])
             for first in range(0, len(W), n_words):
                 words = W[first : first + n_words]
@@ -163,10 +163,9 @@ class _Tiled(torch.autograd.Function):
 
 
 def _exponentials(logits, targets, top):
-    """exp(logits - the largest so far), the target's left out, in the precision of `top`; and the largest so far.
+    """Return exp(logits - the largest so far) without the target's, in the dtype of `top`, and the largest so far.
 
-    `logits` is overwritten.
-    logits (rows, words), targets (rows, 1) counted from the first word of the tile, top (rows, 1).
+    Overwrites `logits`. logits (rows, words), targets (rows, 1) counted from the tile's first word, top (rows, 1).
     """
     at = targets.clamp(0, logits.size(1) - 1)
     elsewhere = logits.gather(1, at)

@@ -1,4 +1,4 @@
-"""The GPT of chapter 12, with the switches that make it GPT-2 (Radford et al. 2019).
+"""The GPT of chapter 12, with the switches that turn it into GPT-2 (Radford et al. 2019).
 
 Module names are GPT-2's own, so its weights load by name. Knows nothing about LoRA or data.
 """
@@ -23,10 +23,10 @@ class GPTConfig:
     n_layer: int = 4
     n_head: int = 4
     n_embd: int = 128  # width, d in the course
-    ffn_mult: int = 4  # the MLP's inner width over n_embd
+    ffn_mult: int = 4  # the MLP's inner width / n_embd
     dropout: float = 0.0
-    bias: bool = False  # in the attention's linears; GPT-2 has it
-    tied_lm_head: bool = False  # one matrix for embedding and head; GPT-2 ties
+    bias: bool = False  # in attention's linear layers; True for GPT-2
+    tied_lm_head: bool = False  # one matrix for embedding and head; True for GPT-2
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
@@ -48,7 +48,7 @@ class CausalSelfAttention(nn.Module):
         )
         if past is not None:
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)  # (B, heads, past + T, C / heads)
-        # one cached step looks at everything so far; several need a mask that starts where the past ends
+        # one new token attends to all that came before; several need a causal mask that is offset by the past
         S = k.size(2)
         mask = None if past is None or T == 1 else torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T)
         y = F.scaled_dot_product_attention(
@@ -84,17 +84,17 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer: pre-norm blocks, learned positions.
 
-    `model(idx)` -> logits (B, T, vocab); `model(idx, targets)` -> (None, loss), the logits never held whole.
+    `model(idx)` -> logits (B, T, vocab); `model(idx, targets)` -> (None, loss), without ever holding all the logits.
     idx and targets are (B, T) token ids, T <= block_size; a target of -100 does not count.
-    precision: of the head's products on the way to a loss, as `loss.head_loss` has it.
-    Raises SettingError when T is longer than the context.
+    precision: of the head's products when it computes a loss, as in `loss.head_loss`.
+    Raises SettingError when T exceeds the context.
     """
 
     def __init__(self, config: GPTConfig = GPTConfig()):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
-        self.prefix = None  # what every row has read before its text, without positions (llm/relatives/prefixes.py)
+        self.prefix = None  # virtual tokens before every row, without positions (llm/relatives/prefixes.py)
         self.transformer = nn.ModuleDict(
             dict(
                 wte=nn.Embedding(config.vocab_size, config.n_embd),
@@ -105,7 +105,7 @@ class GPT(nn.Module):
         )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.apply(self._init)
-        for name, p in self.named_parameters():  # GPT-2: residual projections start smaller, by the depth
+        for name, p in self.named_parameters():  # as in GPT-2: deeper models start these projections smaller
             if name.endswith("c_proj.weight"):
                 nn.init.normal_(p, std=0.02 / (2 * config.n_layer) ** 0.5)
         if config.tied_lm_head:
@@ -113,10 +113,10 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_folder) -> "GPT":
-        """GPT-2's weights in this model, float32, in eval mode: "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" or a folder.
+        """Load GPT-2's weights in float32, in eval mode: "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" or a folder.
 
-        A folder may also be one that `bases.save` wrote. Raises BaseError when they cannot be had or are not what their
-        config says.
+        The folder may also be one that `bases.save` wrote. Raises BaseError when the weights cannot be fetched or do
+        not match their config.
         """
         return gpt2_weights.read(name_or_folder, lambda fields: cls(GPTConfig(**fields)))
 
@@ -134,14 +134,14 @@ class GPT(nn.Module):
         return None, head_loss(hidden, self.lm_head, targets, precision)
 
     def gradient_checkpointing_enable(self):
-        """While training keep a block's input alone, and work out the rest again in the backward (Chen et al. 2016).
+        """In training, keep only each block's input; the backward pass recomputes the rest (Chen et al. 2016).
 
-        The name is transformers' own: their models have the method, too.
+        The name is that of the same method in transformers' models.
         """
         self.gradient_checkpointing = True
 
     def hidden(self, idx, past=None):
-        """The final normed states (B, T, C), and each block's keys and values for the next call's `past`."""
+        """Return the final normalized states (B, T, C), and each block's keys and values for the next call's `past`."""
         T, virtual = idx.size(1), 0
         if self.prefix is not None:
             past, virtual = past or self.prefix(self, idx.size(0)), self.prefix.length
@@ -159,5 +159,5 @@ class GPT(nn.Module):
         return self.transformer.ln_f(x), presents
 
     def generate(self, idx, max_new_tokens, *args, **options):
-        """`idx` (B, T) continued by up to `max_new_tokens` ids; the options are those of `generation.generate`."""
+        """Continue `idx` (B, T) by up to `max_new_tokens` ids; the options are those of `generation.generate`."""
         return generate(self, idx, max_new_tokens, *args, **options)

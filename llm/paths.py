@@ -1,4 +1,4 @@
-"""Where the course's files lie, seen from here and from nowhere else."""
+"""The locations of the course's files, defined only here."""
 
 import os
 from pathlib import Path
@@ -8,19 +8,19 @@ LESSON = ROOT / "llm"
 PROJECT = ROOT / "pyproject.toml"
 NOTEBOOKS = ROOT / "notebooks"
 DATA = ROOT / "data"
-SOURCES = DATA / "sources.toml"  # packages, versions and sha256 of what is fetched
+SOURCES = DATA / "sources.toml"  # packages, versions and sha256 of the downloads
 TOKENIZER = DATA / "tokenizer"
-BASE = DATA / "base"  # the model that ships
+BASE = DATA / "base"  # the model that ships with the course
 RESULTS = DATA / "results"  # recorded sweeps
-CACHE = DATA / "cache"  # what was fetched, not tracked
-CHECKPOINT = ROOT / "checkpoints" / "model.pt"  # where a learner's earlier chapters save their own model
+CACHE = DATA / "cache"  # downloads, not tracked by git
+CHECKPOINT = ROOT / "checkpoints" / "model.pt"  # a learner's own model, saved in earlier chapters
 
 
 def user_path(name: str | os.PathLike) -> Path:
-    """The path that a person means by `name`: a leading `~` is the home folder.
+    """Return the path that a person means by `name`: a leading `~` is the home folder.
 
-    Where there is no such user, or no home, `~name` is a file of that name, and so is `./~name` always. Such a path is
-    absolute: whoever asks for its meaning again gets the same.
+    When there is no such user or no home, `~name` is a file of that name, as `./~name` always is. Such a path is
+    returned as absolute, so that a second call returns the same path.
     """
     path = Path(os.path.expanduser(name))
     return path.absolute() if str(path).startswith("~") else path

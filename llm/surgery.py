@@ -1,6 +1,6 @@
-"""Layers in somebody's model: found by their paths, chosen, told apart from heads and wrappers, replaced.
+"""Find, choose and replace layers in any PyTorch model.
 
-Knows nothing of what they are replaced by. Needs torch and nothing else.
+Knows nothing about the layers that it puts in. Needs torch and nothing else.
 """
 
 import warnings
@@ -10,14 +10,14 @@ from contextlib import contextmanager
 import torch
 import torch.nn as nn
 
-# names that wrappers put into the paths of what they hold: torch.compile, activation checkpointing, FSDP
+# names that torch.compile, activation checkpointing and FSDP insert into module paths
 INSIDE = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 LONE_LAYER = "the model is a single layer and cannot be replaced from within: use nn.Sequential(layer)"
 Targets = str | Iterable[str] | Callable[[str], bool] | None
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise ValueError when `model` is itself a layer, or when DDP or an adapter already stands around its layers."""
+    """Raise ValueError when `model` is a single layer, contains DDP, or has wrapped layers already."""
     if isinstance(bare(model), nn.Linear):
         raise ValueError(LONE_LAYER)
     if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
@@ -27,7 +27,7 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_fit(layer: nn.Module, r: int, dropout: float, **choices: tuple[str, Iterable[str]]) -> None:
-    """Raise ValueError when an update of rank r cannot stand beside `layer`; choices: name=(value, allowed values)."""
+    """Raise ValueError when a rank-r update cannot go beside `layer`; choices: name=(value, allowed values)."""
     fan_in, fan_out, dtype = layer.in_features, layer.out_features, weight_like(layer).dtype
     if not dtype.is_floating_point:
         packed = f"the weights of a {type(layer).__name__} layer are packed as {str(dtype).removeprefix('torch.')}"
@@ -42,12 +42,12 @@ def check_fit(layer: nn.Module, r: int, dropout: float, **choices: tuple[str, It
 
 
 def chosen_linears(model: nn.Module, targets: Targets, skip: Targets) -> dict[nn.Linear, list[str]]:
-    """The linear layers that `targets` and `skip` of `apply_lora` choose, with their paths.
+    """Return the linear layers that `targets` and `skip` of `apply_lora` choose, with their paths.
 
-    Raises ValueError as `check_model` does, and when a target matches nothing. Warns of what is `left_out`.
+    Raises ValueError as `check_model` does, and when a target matches nothing. Warns when `left_out` has a warning.
     """
 
-    def listed(names):  # one name may stand alone: as an iterable it would be its letters, and match nothing
+    def listed(names):  # a single name may be a plain string, which as an iterable would be its letters
         return [names] if isinstance(names, str) else list(names)
 
     def called(name):
@@ -74,7 +74,7 @@ def chosen_linears(model: nn.Module, targets: Targets, skip: Targets) -> dict[nn
 
 
 def output_heads(model: nn.Module) -> set[nn.Module]:
-    """The layers that turn states into logits: those the model names as such, and those tied to an embedding."""
+    """Return the layers that turn states into logits: those that the model declares or ties to an embedding."""
     named = {m.get_output_embeddings() for m in model.modules() if hasattr(m, "get_output_embeddings")}
     embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     linears = {m for m in model.modules() if isinstance(m, nn.Linear)}
@@ -82,7 +82,7 @@ def output_heads(model: nn.Module) -> set[nn.Module]:
 
 
 def what_there_is(model: nn.Module) -> str:
-    """For a sentence: the names of a model's linear layers, or the kinds of its layers."""
+    """Describe a model for an error message: the names of its linear layers, or else the types of its layers."""
     kinds = {type(m).__name__ for m in model.modules() if next(m.parameters(recurse=False), None) is not None}
     names = {paths[0].rpartition(".")[2] for m, paths in places(model).items() if isinstance(m, nn.Linear)}
     if "Conv1D" in kinds:  # transformers' GPT-2
@@ -93,7 +93,7 @@ def what_there_is(model: nn.Module) -> str:
 
 
 def places(model: nn.Module) -> dict[nn.Module, list[str]]:
-    """Every module of `model` with the paths at which it stands, without the names that wrappers put into them."""
+    """Return every module of `model` with all of its paths, without the names that wrappers insert."""
     paths: dict[nn.Module, list[str]] = {}
     for path, module in bare(model).named_modules(remove_duplicate=False):
         paths.setdefault(module, []).append(".".join(part for part in path.split(".") if part not in INSIDE))
@@ -101,14 +101,14 @@ def places(model: nn.Module) -> dict[nn.Module, list[str]]:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model inside the wrappers of torch.compile and DistributedDataParallel."""
+    """Return the model inside the wrappers of torch.compile and DistributedDataParallel."""
     while hasattr(model, "_orig_mod") or isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
     return model
 
 
 def replace_layers(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Put `new[layer]` wherever a layer stands in `model`; returns the same model. ValueError for a lone layer."""
+    """Put `new[layer]` wherever a layer occurs in `model`; return it. Raises ValueError if `model` is such a layer."""
     if bare(model) in new:
         raise ValueError(LONE_LAYER)
     for parent in list(model.modules()):
@@ -119,14 +119,14 @@ def replace_layers(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Modu
 
 
 def wraps_linear(module: nn.Module) -> bool:
-    """Whether a module stands for the linear layer that it keeps, as `base` here or as `base_layer` in PEFT."""
+    """Whether a module wraps a linear layer, which is its `base` here and its `base_layer` in PEFT."""
     kept = (getattr(module, name, None) for name in ("base", "base_layer"))
     return hasattr(module, "in_features") and any(isinstance(layer, nn.Linear) for layer in kept)
 
 
 @contextmanager
 def silenced(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside the block `enabled` is False in each of `layers`; afterwards it is as it was found."""
+    """Set `enabled` to False in each of `layers` inside the block; restore it afterwards."""
     before = {layer: layer.enabled for layer in layers}
     try:
         for layer in before:
@@ -138,9 +138,9 @@ def silenced(layers: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def left_out(model: nn.Module) -> tuple[float, str]:
-    """The share of the weights that no linear layer holds, and a sentence where it is above 1%, else an empty one.
+    """Return the share of the weights outside linear layers, and a warning if it is above 1%, else an empty string.
 
-    Embeddings, norms and biases are not counted; Conv1D, convolutions and experts in one 3-D parameter are.
+    Embeddings, norms and biases do not count; Conv1D, convolutions and 3-D parameters of experts do.
     """
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding) or wraps_linear(m)]
     usual = {p for m in layers for p in m.parameters(recurse=False)}
@@ -153,12 +153,12 @@ def left_out(model: nn.Module) -> tuple[float, str]:
 
 
 def weight_like(layer: nn.Module) -> torch.Tensor:
-    """A tensor with the dtype and device of `layer.weight`, which a four-bit layer would have to work out."""
+    """Return a tensor with the dtype and device of `layer.weight`, without dequantizing a 4-bit layer."""
     return layer.like if hasattr(layer, "like") else layer.weight
 
 
 def plain_linear(like: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
-    """A frozen linear of the size and mode of `like`, with this weight and a copy of this bias."""
+    """Return a frozen linear layer with the size and mode of `like`, this weight and a copy of this bias."""
     linear = nn.Linear(like.in_features, like.out_features, bias=False, device="meta")
     linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
     linear.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)

@@ -1,6 +1,6 @@
-"""The training loop, as a generator of steps: the caller owns the loop, and prints, plots or stops between steps.
+"""The training loop, as a generator of steps: the caller iterates, and can print, plot or stop between steps.
 
-Knows nothing about LoRA: whatever has `requires_grad` trains, the rest does not reach the optimizer.
+Knows nothing about LoRA: a parameter with `requires_grad` trains, and the others never reach the optimizer.
 """
 
 import copy
@@ -18,14 +18,14 @@ from llm.errors import SettingError, TrainingError
 from llm.loss import IGNORE, check_precision, multiplies_bfloat16
 
 LearningRate = float | Callable[[str], float]
-Loss = Callable[..., torch.Tensor]  # (model, inputs, targets) -> mean nats per token; perhaps also precision="float32"
+Loss = Callable[..., torch.Tensor]  # (model, inputs, targets) -> mean nats per token; may also take precision="float32"
 
 
 def best_device(name: str = "auto", number: int | None = None) -> torch.device:
-    """The device called `name`: cpu, cuda, cuda:1, mps; "auto" is the first there is of CUDA, MPS and CPU.
+    """Return the device called `name`: cpu, cuda, cuda:1, mps, or "auto" for the first available of CUDA, MPS, CPU.
 
-    A model goes there with `.to(best_device())`. number: of this process among several on this machine; its GPU is the
-    one of that number, and MPS cannot be shared. Raises SettingError when the machine has no such device.
+    Use it as `model.to(best_device())`. number: of this process among several on this machine; it selects the GPU,
+    while MPS cannot be shared. Raises SettingError when the machine has no such device.
     """
     counts = {
         "cuda": torch.cuda.device_count(),
@@ -60,10 +60,10 @@ class Step:
 
 @dataclass(frozen=True)
 class SharedLoss:
-    """The loss of batches that `size` processes share, of which each grades every size-th row from its `rank` on.
+    """The loss of batches shared by `size` processes: each computes it on every size-th row, starting at `rank`.
 
-    add: given what trains and the loss of these rows, puts the sum of all processes' gradients there, and returns that of
-    their losses.
+    add: takes the trained parameters and the loss of these rows, replaces the gradients by their sum over all
+    processes, and returns the sum of the losses.
     """
 
     loss: Loss
@@ -73,21 +73,21 @@ class SharedLoss:
 
 
 def own_loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor, precision: str = "float32") -> torch.Tensor:
-    """The loss of a model that works it out itself, as the course's GPT does: `model(x, y)` -> (logits, loss)."""
-    forward = getattr(model, "_orig_mod", model).forward  # a compiled model takes whatever its original takes
+    """Return the loss that a model computes itself, as the course's GPT does: `model(x, y)` -> (logits, loss)."""
+    forward = getattr(model, "_orig_mod", model).forward  # a compiled model takes what the original takes
     return model(x, y, **_choice(forward, precision))[1]
 
 
 def _choice(function, precision):
-    """The precision as an option of a loss or of a model's forward; somebody else's may not have one."""
+    """Pass the precision as an option only to a loss or forward that has one; a foreign one may not."""
     return {"precision": precision} if "precision" in signature(function).parameters else {}
 
 
 def make_optimizer(model: nn.Module, lr: LearningRate, weight_decay: float = 0.0) -> torch.optim.AdamW:
-    """AdamW over the parameters that train; `lr` is one rate, or a function of the parameter's name.
+    """Return AdamW over the trainable parameters; `lr` is one rate, or a function of the parameter's name.
 
-    Decay touches matrices that multiply, never embeddings, norms or biases. Raises TrainingError when all is frozen, and
-    SettingError for a rate or decay that is negative or not finite.
+    Weight decay applies to weight matrices, never to embeddings, norms or biases. Raises TrainingError when everything
+    is frozen, and SettingError for a rate or decay that is negative or not finite.
     """
     lr_of = lr if callable(lr) else lambda name: lr
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -109,7 +109,7 @@ def make_optimizer(model: nn.Module, lr: LearningRate, weight_decay: float = 0.0
 
 
 def schedule(step: int, steps: int, warmup: int = 10, final: float = 0.1) -> float:
-    """The share of the peak learning rate at `step`: a linear warm-up, then half a cosine down to `final`."""
+    """Return the share of the peak learning rate at `step`: a linear warm-up, then half a cosine down to `final`."""
     if step < warmup:
         return (step + 1) / warmup
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
@@ -130,14 +130,14 @@ def train(
     precision: str = "auto",
     accumulate: int = 1,
 ) -> Iterator[Step]:
-    """Train `model` on `batches` of (inputs, targets), one `Step` yielded after each of `steps` optimizer steps.
+    """Train `model` on `batches` of (inputs, targets), and yield a `Step` after each of `steps` optimizer steps.
 
-    lr: the peak rate, or a function of the parameter's name. optimizer and start resume an earlier run.
-    loss: how a model that somebody else wrote is graded (`bases.Base.loss`). precision: of the products of a `loss`
-    that has such an option (`loss.tiled_loss`); on a GPU of all. accumulate: pieces in which a batch's rows are
-    read, one after the other: the same gradients, and the activations of one piece at a time.
-    Raises SettingError at once for arguments that make no sense, and TrainingError when nothing trains, the batches end
-    too early, or a step's loss, gradient or update is not finite; weights and optimizer are then those of the step before.
+    lr: the peak rate, or a function of the parameter's name. optimizer and start: resume an earlier run.
+    loss: the loss of a model that does not compute its own (`bases.Base.loss`). precision: of the products in a `loss`
+    that has this option (`loss.tiled_loss`); on a GPU, of all products. accumulate: the number of pieces that a batch's
+    rows are read in; the gradients are the same, and only one piece's activations are held at a time.
+    Raises SettingError at once for invalid arguments, and TrainingError when nothing trains, the batches end too early,
+    or a step's loss, gradient or update is not finite; weights and optimizer are then those of the step before.
     """
     least = dict(steps=(steps, 0), start=(start, 0), warmup=(warmup, 0), accumulate=(accumulate, 1))
     for name, (value, lowest) in least.items():
@@ -166,7 +166,7 @@ def _steps(model, batches, optimizer, shared, indices, warmup, clip, precision, 
             (x, y), began = batch, time.perf_counter()
             of_peak = schedule(index, indices.stop, warmup)
             for group in optimizer.param_groups:
-                group["lr"] = of_peak * group.setdefault("peak_lr", group["lr"])  # an optimizer may be the caller's own
+                group["lr"] = of_peak * group.setdefault("peak_lr", group["lr"])  # a caller's optimizer lacks peak_lr
             optimizer.zero_grad(set_to_none=True)
             total = torch.zeros((), device=device)
             for x_, y_, share in pieces(x, y, accumulate, shared.rank, shared.size):
@@ -176,7 +176,7 @@ def _steps(model, batches, optimizer, shared, indices, warmup, clip, precision, 
                 total = total + value.detach()
             total = shared.add(parameters, total)
             norm = nn.utils.clip_grad_norm_(parameters, clip)
-            total, norm = torch.stack((total.float(), norm.float())).tolist()  # the one wait for a GPU in a step
+            total, norm = torch.stack((total.float(), norm.float())).tolist()  # a step's only wait for a GPU
             for name, value in (("loss", total), ("norm of the gradient", norm)):
                 if not math.isfinite(value):
                     raise TrainingError(
@@ -190,10 +190,10 @@ def _steps(model, batches, optimizer, shared, indices, warmup, clip, precision, 
 
 
 def _step(optimizer, parameters, index):
-    """Take the optimizer's step, or raise TrainingError with weights and state as they were.
+    """Take the optimizer's step, or raise TrainingError and restore weights and state.
 
-    Copies take time and memory, and only a step that may overflow needs them. One of AdamW in float32 does not: a gradient
-    of finite norm is below 1e20, so an update is at most rate * 1e20 / eps, less than the last bit of the largest number.
+    A backup takes time and memory, so only a step that may overflow makes one. AdamW's in float32 cannot: a gradient of
+    finite norm is below 1e20, so an update is at most rate * 1e20 / eps, less than the last bit of the largest number.
     """
     if type(optimizer) is torch.optim.AdamW and all(torch.finfo(p.dtype).max > 1e38 for p in parameters):
         groups = optimizer.param_groups
@@ -203,7 +203,7 @@ def _step(optimizer, parameters, index):
     try:
         optimizer.step()
         finite = _is_finite(optimizer)
-    except RuntimeError as error:  # of a rate that float32 has not
+    except RuntimeError as error:  # from a rate beyond float32's range
         if "overflow" not in str(error):
             raise
         finite = False
@@ -225,24 +225,24 @@ def _is_finite(optimizer):
 def pieces(
     x: torch.Tensor, y: torch.Tensor, number: int, rank: int = 0, size: int = 1
 ) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
-    """Every size-th row of a batch from `rank` on, in `number` pieces, each with its share of the batch's tokens that count.
+    """Split every size-th row of a batch, from `rank` on, into `number` pieces, each with its share of counted tokens.
 
-    A piece in which no token counts is left out.
+    The shares are relative to the whole batch. A piece in which no token counts is left out.
     """
-    if number == size == 1 or not (counted := int((y != IGNORE).sum())):  # where none counts at all, `loss` says so
+    if number == size == 1 or not (counted := int((y != IGNORE).sum())):  # if none counts, `loss` raises
         return [(x, y, 1.0)]
     parts = zip(x[rank::size].chunk(number), y[rank::size].chunk(number))
     return [(x_, y_, n / counted) for x_, y_ in parts if (n := int((y_ != IGNORE).sum()))]
 
 
 def _moved(device, *batch):
-    """A batch where the model is; a GPU fetches it while it works on what came before."""
+    """Move a batch to the model's device; a GPU copies it while it finishes earlier work."""
     return [tensor.to(device, non_blocking=device.type == "cuda") for tensor in batch]
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], loss: Loss = own_loss) -> float:
-    """Mean loss in nats over every counted token of `batches`; the model's mode and weights stay as they are.
+    """Return the mean loss in nats over every counted token of `batches`; the model's mode and weights are unchanged.
 
     Raises SettingError when no token counts.
     """

@@ -1,7 +1,7 @@
 """Adapters: what a model's LoRA, DoRA or IA3 layers have learned, apart from the model.
 
-`on_model.py` save, load, swap, inspect; `folder.py` the two files of PEFT's format, checked before they are believed;
-`peft_config.py` PEFT's settings; `foreign.py` the names that others write; `fingerprints.py` how an adapter knows its base.
+`on_model.py` saves, loads, swaps and inspects them; `folder.py` handles the two files of PEFT's format;
+`peft_config.py` PEFT's settings; `foreign.py` the names that other tools write; `fingerprints.py` tells bases apart.
 """
 
 from llm.adapters.fingerprints import fingerprint

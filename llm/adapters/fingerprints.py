@@ -1,4 +1,4 @@
-"""A base model's fingerprint: the few digits by which an adapter knows the model it was trained on."""
+"""A base model's fingerprint: a short hash by which an adapter recognizes the model it was trained on."""
 
 import hashlib
 from pathlib import Path
@@ -16,19 +16,19 @@ from llm.surgery import places
 
 
 def fingerprint(model: nn.Module, through: torch.dtype | None = None) -> str:
-    """16 hex digits that tell one base from another; the same with and without an adapter, compiled or not.
+    """Return 16 hex digits that identify a base; the same with and without an adapter, compiled or not.
 
-    Every parameter counts by name, shape and about a thousand evenly spread values: training or merging moves nearly
-    all of them, and to read all 13.7 M would cost more than a swap. Values are rounded to bfloat16, so that weights
-    shipped in fp16 have one fingerprint in fp16, fp32 and bf16. Weights that were shipped finer have another one in
-    fp16, as they are rounded twice there: `through=torch.float16` gives it.
-    A layer in four bits counts by its scheme and its blocks' absmaxes, which are as coarse: so a quantized base is
-    another one than its original, and the same whether float32 or bfloat16 was quantized (but if absmax is, too).
+    Each parameter counts by its name, its shape and about a thousand evenly spaced values: training or merging changes
+    nearly all of them, and reading all 13.7 M would take longer than a swap. Values are rounded to bfloat16, so that
+    weights published in fp16 have one fingerprint in fp16, fp32 and bf16. Weights published in a finer dtype have
+    another one in fp16, because they are rounded twice there; `through=torch.float16` gives it.
+    A 4-bit layer counts by its scheme and its blocks' absmaxes, rounded likewise. So a quantized base differs from its
+    original, and is the same whether float32 or bfloat16 was quantized, unless absmax is quantized too.
     """
     digest, samples = hashlib.sha256(), []
     for name, p in sorted(_of_base(model).items()):
         digest.update(f"{name}{tuple(p.shape)}".encode())
-        # an odd stride: an even one would meet the same few columns of a matrix again and again
+        # an odd stride, because an even one would sample the same few columns of a matrix again and again
         values = p.detach().reshape(-1)[:: (p.numel() // 1024) | 1]
         samples.append((values if through is None else values.to(through)).to(torch.bfloat16))
     if samples:
@@ -37,7 +37,7 @@ def fingerprint(model: nn.Module, through: torch.dtype | None = None) -> str:
 
 
 def _of_base(model):
-    """{name: parameter} as the unwrapped model has them; scales stand for the weights of a layer in four bits."""
+    """Return {name: parameter} of the unwrapped model; scales stand for the weights of a 4-bit layer."""
     modules = places(model)
     wrapped = {p for m, paths in modules.items() if isinstance(m, LoraLinear | Ia3Linear) for p in paths}
     parameters = {}
@@ -55,16 +55,16 @@ def _of_base(model):
 
 
 def marks_of(model: nn.Module) -> dict[str, str]:
-    """What the metadata of an adapter's tensors says of the base under `model`: its fingerprint, the one that it has in
-    float16 if that is another, and how it was quantized."""
+    """Return what the metadata of an adapter's tensors says about the base of `model`: its fingerprint, its float16
+    fingerprint if that differs, and its quantization scheme."""
     digits, halved = fingerprint(model), fingerprint(model, torch.float16)
     marks = dict(base_fingerprint=digits, base_fingerprint_float16=halved, base_quantized=scheme_of(model))
     return {key: mark for key, mark in marks.items() if mark and (mark != digits or key == "base_fingerprint")}
 
 
 def check_base(model: nn.Module, folder: Path, marks: dict[str, str], base: str | None) -> None:
-    """Raise AdapterError unless `model` has the weights of the base that the adapter in `folder` names, in whatever
-    precision; one that names no fingerprint, as PEFT's, fits any."""
+    """Raise AdapterError unless `model` has the weights, in any precision, of the base of the adapter in `folder`. An
+    adapter without a fingerprint, such as PEFT's, fits any base."""
     right, digits = marks.get("base_fingerprint"), fingerprint(model)
     if right is None or digits in (right, marks.get("base_fingerprint_float16")):
         return

@@ -1,6 +1,6 @@
 """PEFT's adapter format: a folder with `adapter_config.json` and `adapter_model.safetensors`.
 
-Writes the two as one, and reads with everything checked; never unpickles. Knows nothing about models.
+Replaces both files as a unit, checks all that it reads, and never unpickles. Knows nothing about models.
 """
 
 import json
@@ -22,35 +22,35 @@ from llm.adapters.peft_config import digest, read_alphas, read_settings, write_s
 from llm.errors import AdapterError
 from llm.lora import SCALING
 
-STAGED = CONFIG + ".new"  # a save's config, until its tensors are in place
+STAGED = CONFIG + ".new"  # the new config, until its tensors are in place
 KEY = "base_model.model.{}.lora_{}.weight"
-PARTS = {  # of a method's layer, and their keys
+PARTS = {  # the parts of each method's layers, and their keys in the file
     "lora": {"lora_A": KEY.format("{}", "A"), "lora_B": KEY.format("{}", "B")},
     "ia3": {"ia3_l": "base_model.model.{}.ia3_l"},
 }
-PARTS["lora-fa"] = PARTS["lora"]  # PEFT has no word for its frozen A: the tensors' metadata has
+PARTS["lora-fa"] = PARTS["lora"]  # PEFT cannot say that A is frozen; the tensors' metadata does
 PARTS["dora"] = PARTS["lora"] | {"lora_magnitude_vector": "base_model.model.{}.lora_magnitude_vector"}
 DTYPES = ("F64", "F32", "F16", "BF16")
-LARGEST = 2**23, 2**25  # bytes of a config, and of a header of tensors: 50,000 layers take a third
-MOST = 10**5, 2**28  # tensors of an adapter, and numbers in one: a rank of 1,024 over 200,000 words has fewer
+LARGEST = 2**23, 2**25  # bytes of a config and of a tensor file's header: 50,000 layers take a third
+MOST = 10**5, 2**28  # tensors in an adapter, and values in each: rank 1,024 over 200,000 words has fewer
 
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """What an adapter folder holds. alpha is PEFT's: scale = alpha/r, or alpha/sqrt(r) as `scaling` says."""
+    """What an adapter folder holds. alpha is PEFT's: scale = alpha/r, or alpha/sqrt(r), as `scaling` says."""
 
-    r: int  # this, alpha and scale are what most layers have
+    r: int  # r, alpha and scale are those of most layers
     alpha: float
     scaling: str
     scale: float
     layers: dict[str, tuple[int, float, float]]  # r, alpha and scale, by module path
-    dropout: float  # while training; PEFT has one for all layers
+    dropout: float  # in training; PEFT has one for all layers
     parameters: int
     bytes: int  # on disk, both files
-    fingerprint: str | None  # of the base it was trained on; an adapter made by PEFT names none
-    base: str | None = None  # the name that the config gives it
+    fingerprint: str | None  # of the base it was trained on; PEFT's adapters have none
+    base: str | None = None  # the base's name in the config
     quantized: str | None = None  # how that base was quantized: "nf4", "nf4-double"
-    method: str = "lora"  # or "lora-fa", "dora", or "ia3", which has neither rank nor scale: they are 0
+    method: str = "lora"  # or "lora-fa", "dora", or "ia3", whose rank and scale are 0
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -61,7 +61,7 @@ class AdapterInfo:
         kinds = Counter(re.sub(r"\b\d+\b", "*", path) for path in self.layers)
         base = self.fingerprint or "not named"
         if self.base:
-            path = PureWindowsPath(self.base)  # reads both kinds of paths; another's machine is no part of a name
+            path = PureWindowsPath(self.base)  # parses Windows and POSIX paths; only a path's last part is a name
             name = shown(path.name if path.root or path.drive else self.base)
             base = name + f" ({self.fingerprint})" * bool(self.fingerprint)
         return "\n".join(
@@ -83,12 +83,11 @@ class AdapterInfo:
 
 
 def write_adapter(folder: Path, method, factors, marks, base, layers, scaling, dropout) -> None:
-    """Write the two files, and into the second the base's marks; a kill or a full disk leaves a folder that reads as the
-    old adapter or as the new one.
+    """Write the config and the tensors; when this is cut short, the folder reads as the old adapter or the new one.
 
-    method, base, scaling and dropout are those of an AdapterInfo, layers r and alpha by path, and factors as `read_adapter`
-    returns them. Other files in the folder stay. Raises WriteError when the disk refuses,
-    and AdapterError when only the last of it is missing, which PEFT needs.
+    method, base, scaling and dropout are those of an AdapterInfo, layers gives r and alpha by path, factors is what
+    `read_adapter` returns, and marks go into the tensors' metadata. Other files in the folder stay. Raises WriteError
+    when the disk refuses, and AdapterError when only the last step fails, which PEFT needs: renaming the config.
     """
     inward = [path for path, parts in factors.items() if len(parts) == 1 and parts[0].size(0) == 1]
     config = write_settings(method, layers, scaling, dropout, inward, base)
@@ -97,19 +96,19 @@ def write_adapter(folder: Path, method, factors, marks, base, layers, scaling, d
     text, data = json.dumps(config, indent=2) + "\n", save(tensors, metadata)
 
     def write(path):
-        path.write_bytes(data)  # first, as a full disk has no room for this one
+        path.write_bytes(data)  # first, because a full disk fails here
         files.replace(folder / STAGED, lambda path: path.write_text(text, encoding="utf-8"))
 
-    if _is_pending(folder):  # a kill came after the tensors: the staged config must not be overwritten
+    if _is_pending(folder):  # an earlier save was killed after its tensors: keep its config
         _put_in_place(folder)
-    # Up to this rename the folder holds the old adapter, from it on the new one: the reader takes the config that the
-    # tensors name, the staged one if need be. What follows is for PEFT, which knows one name only.
+    # Before this rename the folder holds the old adapter, after it the new one: the reader takes the config that the
+    # tensors name, even if it is still staged. The next step is for PEFT, which knows only one name.
     files.replace(folder / TENSORS, write)
     _put_in_place(folder)
 
 
 def _is_pending(folder):
-    """Whether the staged config is the one of these tensors: a save was cut short when they were in place."""
+    """Whether the staged config belongs to these tensors: a save was cut short after they were in place."""
     with suppress(OSError, SafetensorError, AdapterError):
         return digest(_read_json(folder / STAGED)) == _read_header(folder / TENSORS)[0].get("config")
     return False
@@ -128,10 +127,10 @@ def _put_in_place(folder):
 def read_adapter(
     folder: Path,
 ) -> tuple[AdapterInfo, dict[str, tuple[torch.Tensor, ...]], tuple[list[str], list[str]] | None, dict[str, str]]:
-    """The adapter in `folder`, checked as far as that goes without a model. Raises AdapterError.
+    """Read the adapter in `folder` and check all that can be checked without a model. Raises AdapterError.
 
-    Returns what it holds; its factors by module path: LoRA's A (r, in) and B (out, r), with them DoRA's lengths (out,), or
-    IA3's (out, 1) or (1, in); the config's targets as `read_settings` has them; its base's marks.
+    Returns its AdapterInfo; its factors by module path, LoRA's A (r, in) and B (out, r) with DoRA's magnitudes (out,),
+    or IA3's (out, 1) or (1, in); the config's targets as in `read_settings`; and the marks of its base.
     """
     path, config_path = folder / TENSORS, folder / CONFIG
     try:
@@ -182,7 +181,7 @@ def read_adapter(
 
 
 def _read_json(path):
-    if not path.is_file():  # neither is what never ends, as a pipe
+    if not path.is_file():  # rejects pipes too, which never end
         raise AdapterError(f"{path.parent} has no {path.name}: {AGAIN}")
     try:
         if path.stat().st_size > LARGEST[0]:
@@ -196,9 +195,9 @@ def _read_json(path):
 
 
 def _read_header(path):
-    """The metadata of a file of tensors, and {key: {"dtype": ..., "shape": ...}}; the library checks sizes and offsets.
+    """Return a tensor file's metadata and {key: {"dtype": ..., "shape": ...}}; safetensors checks sizes and offsets.
 
-    Before safetensors 0.7 its own `get_slice` takes as long as there are tensors.
+    Before safetensors 0.7, one call of its own `get_slice` takes time proportional to the number of tensors.
     """
     with path.open("rb") as file:
         start = file.read(8)
@@ -212,7 +211,7 @@ def _read_header(path):
 
 
 def _keys_of_layers(tensors, method, config, path):
-    """{module path: its parts' keys in the order of PARTS}, once names, dtypes and shapes are right; no value is read."""
+    """Check names, dtypes and shapes without reading values; return {module path: keys in the order of PARTS}."""
     if not 0 < len(tensors) <= MOST[0]:
         raise AdapterError(f"{path} holds {len(tensors):,} tensors, and an adapter 1 to {MOST[0]:,}: {AGAIN}")
     keys = {}
@@ -243,6 +242,6 @@ def _keys_of_layers(tensors, method, config, path):
 
 
 def finite(tensor: torch.Tensor) -> bool:
-    """Whether all values are finite: the smallest and the largest are, and NaN would be both. Ten times as fast."""
+    """Whether all values are finite, from their extremes (NaN if any is NaN): ten times as fast as `isfinite`."""
     low, high = tensor.aminmax()
     return math.isfinite(low) and math.isfinite(high)

@@ -1,4 +1,4 @@
-"""What others write: the names under which a factor is read, and a sentence for a folder that holds no PEFT adapter."""
+"""What other tools write: tensor names, and an error sentence for a folder without a PEFT adapter."""
 
 import re
 from pathlib import Path
@@ -17,28 +17,28 @@ GATHER = (
 )
 CONVERT = "bring what another tool wrote into PEFT's format first"
 
-LONGEST = 500  # letters in the name of a tensor
-# before a module's path: what wrappers call the model that they hold (PEFT also twice, DDP, torch.compile, Lightning)
+LONGEST = 500  # characters in a tensor's name
+# what PEFT (sometimes twice), DDP, torch.compile and Lightning put before a module's path
 WRAPPERS = re.compile(r"(?:(?:base_model\.model|module|_orig_mod|model(?=\.base_model\.model\.))\.)+")
-# a module's path, what belongs to it, and perhaps an adapter's name
+# a module's path, its part, and perhaps an adapter's name
 PART = re.compile(r"(.+)\.(lora_[AB]|lora_magnitude_vector|ia3_l)(?:\.(?!weight$|bias$|bias\.)[\w-]+)?(?:\.weight)?")
 
 
 def bare_path(name: str) -> str:
-    """A module's path without the names that wrappers put before it and into it."""
+    """Return a module's path without the names that wrappers put before and inside it."""
     start = WRAPPERS.match(name)
     name = name[start.end() :] if start else name
     return ".".join(part for part in name.split(".") if part not in INSIDE)
 
 
 def module_and_part(key: str) -> tuple[str, str] | None:
-    """The module's path and the part, such as "lora_A", that a tensor's name means; None for other names."""
+    """Split a tensor's name into its module's path and the part, such as "lora_A"; None for other names."""
     match = PART.fullmatch(key) if len(key) <= LONGEST and key.isprintable() else None
     return match and (bare_path(match[1]), match[2])
 
 
 def what_is_there(path: Path) -> str:
-    """The end of a sentence about a path without an adapter's tensors: what is wrong, and the cure."""
+    """Return the end of an error sentence about a path without an adapter's tensors: the problem and the cure."""
     if not path.exists():
         return f"does not exist: give the folder that holds {CONFIG} and {TENSORS}"
     if path.is_file():
@@ -55,7 +55,7 @@ def what_is_there(path: Path) -> str:
 
 
 def shown(text: object, limit: int = 120) -> str:
-    """A stranger's text for a sentence or a terminal: on one line, without control characters, and abridged."""
+    """Make untrusted text safe for a message or a terminal: one line, no control characters, shortened."""
     text = str(text)
     text = text if len(text) <= limit else f"{text[: limit - 23]}...{text[-20:]}"
     return text if text.isprintable() else repr(text)[1:-1]

@@ -1,7 +1,7 @@
-"""An adapter on a model and in a folder: save, load, swap, inspect.
+"""Save the adapter on a model, load or swap one, and inspect one in a folder.
 
-The folder is PEFT's own format (`folder.py`): ours open in PEFT, PEFT's LoRA adapters open here. PEFT is silent on
-a wrong base and a wrong alpha and only warns of missing layers; here each is one sentence, the model as it was.
+The folder has PEFT's own format (`folder.py`): ours open in PEFT, and PEFT's LoRA adapters open here. PEFT silently
+accepts a wrong base or alpha and only warns of missing layers; here each is an error and changes nothing.
 """
 
 import math
@@ -21,16 +21,16 @@ from llm.paths import user_path
 from llm.relatives import METHODS, DoraLinear, Ia3Linear, LoraFaLinear, PissaLinear, layers_of, method_of
 from llm.surgery import places, replace_layers, weight_like
 
-KINDS = {"dora": DoraLinear, "ia3": Ia3Linear, "lora-fa": LoraFaLinear, "lora": LoraLinear}  # the general one last
+KINDS = {"dora": DoraLinear, "ia3": Ia3Linear, "lora-fa": LoraFaLinear, "lora": LoraLinear}  # last: others subclass it
 
 
 def save_adapter(model: nn.Module, folder: str | Path, base: str | None = None) -> None:
-    """Write what `model`'s LoRA, DoRA or IA3 layers have learned, and nothing of its base, to `folder`; other files stay.
+    """Save what `model`'s LoRA, DoRA or IA3 layers have learned to `folder`, without the base; other files there stay.
 
-    base: a name by which others find the base, a language model: PEFT's AutoPeftModelForCausalLM loads it by that. The
-    layers may differ in rank and scale; of dropouts PEFT knows one, the commonest. A PiSSA is written as the LoRA of twice
-    the rank that says the same on the original base. Raises AdapterError when there is nothing to save or a factor is not
-    finite, and WriteError when the disk refuses; an adapter that was there is then as it was.
+    base: the name by which others find the base, a language model; PEFT's AutoPeftModelForCausalLM loads it by this
+    name. Layers may differ in rank and scale; PEFT has one dropout, so the most common is saved. PiSSA is saved as the
+    LoRA of twice the rank that is equivalent on the original base. Raises AdapterError when there is nothing to save or
+    a factor is not finite, and WriteError when the disk refuses; an adapter that was there is then unchanged.
     """
     layers = layers_of(model)
     if not layers:
@@ -52,15 +52,15 @@ def save_adapter(model: nn.Module, folder: str | Path, base: str | None = None) 
     write_adapter(user_path(folder), method, factors, marks_of(model), base, **settings)
 
 
-_WHY = {  # of what no folder takes, by whether it merges
+_WHY = {  # why other methods have no adapter folder, by whether they merge
     True: "it is a part of the base, so merge(model) and save that as a base",
     False: "PEFT gives virtual tokens positions and here they have none, so keep its parameters with torch.save",
 }
 
 
 def _factors(layer):
-    """What a layer has learned, as PEFT shapes it: A (r, in) and B (out, r), DoRA's lengths (out,); IA3's with a 1 where
-    the layer has none, (out, 1) or (1, in)."""
+    """Return a layer's parts in PEFT's shapes: A (r, in) and B (out, r), with DoRA's magnitudes (out,); or IA3's
+    factors, (out, 1) or (1, in), padded with ones."""
     if isinstance(layer, Ia3Linear):
         parts = [layer.factors()[:, None] if layer.side == "out" else layer.factors()[None]]
     else:
@@ -70,11 +70,11 @@ def _factors(layer):
 
 
 def _settings(layers, ranks, method):
-    """The scaling of all layers, the rank and alpha of each, and the commonest dropout. PEFT knows two scalings, and one
-    for all: what does not fit, such as the chapter's or a scale that was set by hand, is put as an alpha over r."""
+    """Return the scaling of all layers, the rank and alpha of each, and the most common dropout. PEFT allows one of two
+    scalings; any other scale, such as the chapter's or one set by hand, is written as an alpha over r."""
     if method == "ia3":
         return dict(layers=dict.fromkeys(layers, (0, 0.0)), scaling="", dropout=0.0)
-    for scaling in ("alpha/sqrt(r)", "alpha/r"):  # the second also where neither is that of all layers
+    for scaling in ("alpha/sqrt(r)", "alpha/r"):  # alpha/r also when neither fits all layers
         alphas = {p: x.alpha for p, x in layers.items() if SCALING[scaling](x.alpha, ranks[p]) == x.scale}
         if len(alphas) == len(layers) and all(x.scaling == scaling for x in layers.values()):
             break
@@ -86,18 +86,18 @@ def _settings(layers, ranks, method):
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
-    """Put the adapter in `folder` on `model`: wrap the layers it names or, where just these are wrapped, swap factors.
+    """Put the adapter in `folder` on `model`: wrap the layers it names or, if exactly these are wrapped, swap factors.
 
-    Returns the same model, frozen but for the adapter, of which what was frozen before a swap stays so; no random number
-    is drawn. Raises AdapterError when the adapter is damaged, is not LoRA, DoRA or IA3, belongs to another base, or the
-    model carries layers of another shape or kind; the model is then as it was.
+    Returns the same model, frozen except for the adapter; factors that were frozen before a swap stay frozen. No random
+    number is drawn. Raises AdapterError when the adapter is damaged, is not LoRA, DoRA or IA3, or belongs to another
+    base, or when the model has layers of another shape or kind; the model is then unchanged.
     """
     folder = user_path(folder)
     info, factors, targets, marks = read_adapter(folder)
     layers = layers_of(model)
     linears = _check_fit(model, layers, folder, info, factors, targets, marks)
     _check_layers(model, layers, info)
-    # LoRA's layers stay where they are, and an optimizer keeps their factors; IA3's may begin at another output
+    # LoRA's layers are reused, so an optimizer keeps their factors; IA3's may start at another output
     kept = {} if info.method == "ia3" else layers
     factors = {path: _converted(parts, linears[path], kept.get(path), path) for path, parts in factors.items()}
     new = {layer: layer.base for path, layer in layers.items() if path not in factors}
@@ -109,26 +109,26 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
         if layer is None:
             layer = new[old or linears[path]] = _wrapped(linears[path], info, path, parts)
         _, alpha, scale = info.layers[path]
-        if info.method != "ia3":  # straight into the object: nn.Module's own way in takes ten times as long
+        if info.method != "ia3":  # avoids nn.Module.__setattr__, which takes ten times as long
             vars(layer).update(alpha=alpha, scaling=info.scaling, dropout=info.dropout, scale=scale)
         elif old:
             layer.l.requires_grad_(old.l.requires_grad)
         for p, t in zip(layer.parameters(recurse=False), parts):
             values = p.data.t()
-            values.copy_(t.view_as(values))  # this way round it takes half the time
-            p.grad = None  # it would be that of the factors before
+            values.copy_(t.view_as(values))  # in this direction the copy takes half the time
+            p.grad = None  # it belongs to the old factors
     return replace_layers(model, new)
 
 
 def _modules(model, layers):
-    """The base's modules by the path at which each stands first, without the names that wrappers put into it."""
+    """Return the base's modules, keyed by the first path of each, without the names that wrappers insert."""
     modules = {paths[0]: module for module, paths in places(model).items()}
     plain = {path: module for path, module in modules.items() if path.removesuffix(".base") not in layers}
     return plain | {path: layer.base for path, layer in layers.items()}
 
 
 def _check_fit(model, layers, folder, info, factors, targets, marks):
-    """The linear layers by path. Raises AdapterError unless the adapter is one for this model."""
+    """Return the linear layers by path. Raises AdapterError unless the adapter fits this model."""
     modules = _modules(model, layers)
     linears = {path: module for path, module in modules.items() if isinstance(module, nn.Linear)}
     cure = "load the base it was trained on" + (f", {shown(info.base)}" if info.base else "")
@@ -149,14 +149,14 @@ def _check_fit(model, layers, folder, info, factors, targets, marks):
         try:
             if r:
                 LoraLinear.check(linears[path], r, 1.0, info.scaling, "chapter", info.dropout)
-        except ValueError as error:  # `lora.py` knows none of our errors
+        except ValueError as error:  # `lora.py` does not know AdapterError
             raise AdapterError(f"{folder} does not fit {path}: {error}") from None
-    # PEFT wraps embeddings and convolutions as well: whatever has weights of its own
+    # PEFT also wraps embeddings and convolutions: every module with weights of its own
     weighted = {path for path, m in modules.items() if next(m.parameters(recurse=False), None) is not None}
     named = factors.keys()
     if targets is not None:
         chosen, excluded = (among(names, weighted | linears.keys()) for names in targets)
-        # an adapter saved here names whole paths, and one of these may be the end of another path
+        # an adapter saved here lists full paths, one of which may be the end of another path
         named = {path for path in chosen - excluded if path in factors or not factors.keys() & set(suffixes(path))}
     for path in sorted(named ^ factors.keys()):
         has, name = ("lacks the", "names") if path in named else ("has", "does not name")
@@ -167,8 +167,8 @@ def _check_fit(model, layers, folder, info, factors, targets, marks):
 
 
 def _check_layers(model, layers, info):
-    """Raise AdapterError where layers that are wrapped already cannot take the adapter's factors."""
-    twins = ("lora", "lora-fa")  # have the same two factors
+    """Raise AdapterError when the model's wrapped layers cannot take the adapter's factors."""
+    twins = ("lora", "lora-fa")  # they have the same two factors
     kinds = {KINDS[method] for method in (twins if info.method in twins else (info.method,))}
     ranks = {path: getattr(layer, "r", 0) for path, layer in layers.items()}
     same = info.method == "ia3" or ranks == {path: r for path, (r, *_) in info.layers.items()}
@@ -181,7 +181,7 @@ def _check_layers(model, layers, info):
 
 
 def _converted(parts, linear, layer, path):
-    """The parts on their layer's device; 16 bits are too few to train in, unless somebody has cast the layer to them."""
+    """Move the parts to their layer's device; a new layer gets at least float32, because 16 bits train badly."""
     like = weight_like(linear) if layer is None else layer.A
     dtype = torch.promote_types(like.dtype, torch.float32) if layer is None else like.dtype
     parts = [t.to(like.device, dtype) for t in parts]
@@ -191,7 +191,7 @@ def _converted(parts, linear, layer, path):
 
 
 def _wrapped(linear, info, path, parts):
-    """`linear` in a wrapper with room for an adapter's parts: nothing is drawn at random, as the start would be."""
+    """Wrap `linear` in an uninitialized layer that fits an adapter's parts: nothing is drawn at random."""
     like, r = weight_like(linear), info.layers[path][0]
     shape = nn.Linear(linear.in_features, linear.out_features, device="meta", dtype=like.dtype)
     layer = KINDS[info.method](shape, r) if r else Ia3Linear(shape, "out" if parts[0].size(1) == 1 else "in")
@@ -201,5 +201,5 @@ def _wrapped(linear, info, path, parts):
 
 
 def inspect_adapter(folder: str | Path) -> AdapterInfo:
-    """What the adapter in `folder` holds, with no model needed. Raises AdapterError where its files are damaged."""
+    """Return what the adapter in `folder` holds, without a model. Raises AdapterError when its files are damaged."""
     return read_adapter(user_path(folder))[0]

@@ -1,7 +1,7 @@
-"""PEFT's `adapter_config.json`: what an adapter's tensors do not tell, checked when it is read, and written.
+"""Read, check and write PEFT's `adapter_config.json`: what an adapter's tensors do not tell.
 
-Knows nothing about tensors, files or models. The tensors say which layers there are, and of which rank. No regular
-expression from a file is compiled: it may run for ever.
+Knows nothing about tensors, files or models. The tensors tell which layers are adapted, and at which rank. No regular
+expression from a file is compiled, because it may run forever.
 """
 
 import hashlib
@@ -16,31 +16,31 @@ from pathlib import Path
 from llm.adapters.foreign import AGAIN, MERGE, bare_path, shown
 from llm.errors import AdapterError
 
-# PEFT writes these too, but what a trained adapter computes does not depend on them
+# PEFT writes these too, but they do not affect what a trained adapter computes
 IGNORED = set(
     "task_type base_model_name_or_path inference_mode auto_mapping revision peft_version megatron_core "
     "qalora_group_size fan_in_fan_out ensure_weight_tying eva_config runtime_config".split()
 )
-READ = IGNORED | set(  # and these are read here, or the tensors say the same
+READ = IGNORED | set(  # these are read here, or the tensors give the same information
     "peft_type r lora_alpha lora_dropout rank_pattern alpha_pattern target_modules exclude_modules "
     "layers_to_transform layers_pattern feedforward_modules init_ia3_weights".split()
 )
-NEUTRAL = {  # the values under which other settings compute what is computed here; what is not listed must be empty
+NEUTRAL = {  # the values of other settings that are supported here; a setting that is not listed must be empty
     "bias": ("none",),
-    "init_lora_weights": (True, "gaussian", "orthogonal", "eva", "mica"),  # the other starts change the base
+    "init_lora_weights": (True, "gaussian", "orthogonal", "eva", "mica"),  # the other initializations change the base
     "use_dora": (True,),
     "use_rslora": (True,),
 }
-NAME = re.compile(r"\^?([\w.-]|\\\W)+")  # a key of a pattern that is a path or an end of one, escaped or not
+NAME = re.compile(r"\^?([\w.-]|\\\W)+")  # a pattern's key that is a path or the end of one, escaped or not
 
 
 def suffixes(path: str) -> list[str]:
-    """The names by which a list of targets may mean `path`: "a.b.c", "b.c", "c"."""
+    """Return the names by which a list of targets may mean `path`: "a.b.c", "b.c", "c"."""
     return [path] + [path[i + 1 :] for i, letter in enumerate(path) if letter == "."]
 
 
 def among(names: Iterable[str], paths: Iterable[str]) -> set[str]:
-    """Those of `paths` that a list of targets means, by PEFT's rule: a path, or the end of one."""
+    """Return those of `paths` that a list of targets selects by PEFT's rule: a path, or the end of one."""
     names = set(names)
     return {path for path in paths if not names.isdisjoint(suffixes(path))}
 
@@ -48,9 +48,9 @@ def among(names: Iterable[str], paths: Iterable[str]) -> set[str]:
 def write_settings(
     method: str, layers: dict[str, tuple[int, float]], scaling: str, dropout: float, inward: list[str], base: str | None
 ) -> dict:
-    """PEFT's config for layers with their r and alpha: what most have is the rule, the others are in the patterns.
+    """Return PEFT's config for layers with their r and alpha: the most common values, and patterns for the others.
 
-    inward: the layers whose inputs IA3 scales. base: a name by which others find the base.
+    inward: the layers whose inputs IA3 scales. base: the name by which others find the base.
     """
     config = {
         "peft_type": "IA3" if method == "ia3" else "LORA",
@@ -76,26 +76,26 @@ def write_settings(
 
 
 def _rule(numbers):
-    """The commonest number, and a pattern for the paths that have another, which as an end might mean other layers too."""
+    """Return the most common number, and full paths with the others: a path's end could match other layers too."""
     numbers = {path: int(x) if float(x).is_integer() else x for path, x in numbers.items()}
     [(rule, _)] = Counter(numbers.values()).most_common(1)
     return rule, {"^" + re.escape(path): x for path, x in numbers.items() if x != rule}
 
 
 def digest(config: dict) -> str:
-    """Of all in a config that counts. The tensors carry it, so that they know their config, and an edit shows."""
+    """Hash the settings that matter. The tensors carry it, so that they know their config and an edit is detected."""
     counts = {k: v for k, v in config.items() if k not in IGNORED and v}
     try:
         return hashlib.sha256(json.dumps(counts, sort_keys=True).encode()).hexdigest()[:16]
-    except RecursionError:  # no config of ours
+    except RecursionError:  # nested too deeply to be ours
         return ""
 
 
 def read_settings(config: dict, path: Path) -> dict:
-    """What a config that was read from `path` says besides alpha; raises AdapterError unless it is LoRA's, DoRA's or IA3's.
+    """Return what a config read from `path` says besides alpha. Raises AdapterError unless it is for LoRA, DoRA or IA3.
 
-    method: "lora", "dora" or "ia3"; scaling: "alpha/r" or "alpha/sqrt(r)"; dropout; targets: the paths of the layers or
-    the last parts of these, and which of them are left out, None where only the tensors know; base: its name, or None.
+    method: "lora", "dora" or "ia3"; scaling: "alpha/r", "alpha/sqrt(r)" or "" for IA3; dropout; targets: the paths, or
+    ends of paths, of the layers and of those left out, or None where only the tensors tell; base: its name, or None.
     """
 
     def must(holds, key, what, cure=AGAIN):
@@ -127,7 +127,7 @@ def read_settings(config: dict, path: Path) -> dict:
 
 
 def read_alphas(config: dict, paths: Iterable[str]) -> dict[str, float]:
-    """alpha by path: that of the first key in PEFT's alpha_pattern which is the path or an end of it."""
+    """Return alpha by path: that of the first key in PEFT's alpha_pattern that is the path or the end of it."""
     pattern = config.get("alpha_pattern") or {}
     places, rule = {}, (len(pattern), config["lora_alpha"])
     for place, (key, alpha) in enumerate(pattern.items()):
@@ -136,4 +136,4 @@ def read_alphas(config: dict, paths: Iterable[str]) -> dict[str, float]:
 
 
 def _finite(number):
-    return type(number) in (int, float) and abs(number) <= sys.float_info.max  # which NaN is not
+    return type(number) in (int, float) and abs(number) <= sys.float_info.max  # False for NaN

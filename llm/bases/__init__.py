@@ -1,8 +1,8 @@
 """Base models: what an adapter is trained on.
 
-`loading.py` one by name or folder, and the chapter-12 model; `base.py` what fine-tuning needs of it; `saving.py` a merged
-one; `smollm2.py` a real language model; `transformers_models.py` and `transformers_tokenizers.py` whatever
-transformers reads. GPT-2's weights are read by `llm/gpt2_weights.py`, which `GPT.from_pretrained` needs too.
+`loading.py` loads one by name or folder, and the chapter-12 model; `base.py` is what fine-tuning needs of it;
+`saving.py` saves a merged one; `smollm2.py` fetches a real language model; `transformers_models.py` and
+`transformers_tokenizers.py` read any model of transformers. `llm/gpt2_weights.py` reads GPT-2, for `GPT` too.
 """
 
 from llm.bases.base import Base, generate, new_text

@@ -1,4 +1,4 @@
-"""A `Base` is all that fine-tuning needs of a model: itself, its tokenizer, its loss, its context."""
+"""A `Base` bundles all that fine-tuning needs: a model, its tokenizer, its loss and its context."""
 
 from dataclasses import dataclass
 
@@ -13,14 +13,14 @@ from llm.training import Loss
 
 @dataclass(frozen=True)
 class Base:
-    """A model in eval mode and what belongs to it. context: the most tokens that it reads at once."""
+    """A model in eval mode, with its tokenizer and loss. context: the most tokens that it reads at once."""
 
     name: str
     model: nn.Module
     tokenizer: Tokenizer
     context: int
     loss: Loss
-    origin: str | None = None  # its name on the Hugging Face hub, or its folder's own name
+    origin: str | None = None  # its name on the Hugging Face hub, or its folder's name
 
     def generate(
         self,
@@ -30,10 +30,10 @@ class Base:
         top_k: int | None = 40,
         seed: int | None = None,
     ) -> str:
-        """The text that the model writes after `prompt`, up to the end token; temperature 0 takes the likeliest.
+        """Return the text that the model writes after `prompt`, up to the end token; temperature 0 is greedy.
 
-        An empty prompt starts from the beginning token, or else the end token. Text that does not fit the context is
-        read from its end, behind the beginning token. Raises SettingError as `generation.check_sampling` does.
+        An empty prompt starts from the beginning token, or else the end token. Of a text longer than the context, the
+        model reads the beginning token and the end. Raises SettingError as `generation.check_sampling` does.
         """
         prompt_ids = self.tokenizer.encode(prompt)
         ids = [*self.tokenizer.begin, *prompt_ids] or [self.tokenizer.end]
@@ -49,16 +49,16 @@ class Base:
         seed: int | None = None,
         tools: list | None = None,
     ) -> str:
-        """The model's answer to a conversation, or to one message of a user, written with the tokenizer's template.
+        """Return the model's answer to a conversation, or to one user message, written with the tokenizer's template.
 
-        It ends at the template's end of turn, or at the end token. The errors are those of `generate` and `chat.opening`.
+        It ends at the template's end of turn or at the end token. Raises as `generate` and `chat.opening` do.
         """
         messages = [dict(role="user", content=messages)] if isinstance(messages, str) else messages
         ids, end = chat.opening(messages, self.tokenizer, tools), chat.end_of_turn(self.tokenizer)
         options = dict(temperature=temperature, top_k=top_k, seed=seed, stop=(end, self.tokenizer.end))
         new = self._new(ids, max_new_tokens, **options)
         answer = new_text(self.tokenizer, ids, new[: new.index(end)] if end in new else new)
-        # on a vocabulary that lacks the template's end, its letters are what ends an answer
+        # if the vocabulary lacks the template's end of turn, its spelled-out text ends the answer
         return answer.partition(chat.end_text(self.tokenizer) or "\0")[0].strip()
 
     def _new(self, ids, max_new_tokens, **options):
@@ -67,9 +67,9 @@ class Base:
 
 
 def new_text(tokenizer: Tokenizer, ids: list[int], new: list[int]) -> str:
-    """The text of the tokens `new`, up to the end token, as it stands behind that of `ids`.
+    """Return the text of the tokens `new`, up to the end token, as it reads after that of `ids`.
 
-    Many tokenizers leave out the blank before the first word that they decode.
+    Many tokenizers drop the space before the first word that they decode, so `ids` are decoded too.
     """
     new = new[: new.index(tokenizer.end)] if tokenizer.end in new else new
     before, whole = tokenizer.decode(ids), tokenizer.decode(ids + new)
@@ -79,10 +79,10 @@ def new_text(tokenizer: Tokenizer, ids: list[int], new: list[int]) -> str:
 def generate(
     model: nn.Module, idx: torch.Tensor, max_new_tokens: int, tokenizer: Tokenizer | None = None, **options
 ) -> torch.Tensor:
-    """`idx` (B, T) continued by any base's model; the options are those of `generation.generate`.
+    """Continue `idx` (B, T) with any base's model; the options are those of `generation.generate`.
 
-    tokenizer: ids that it does not have are never drawn, though the model may have rows for them; a row that begins with
-    its beginning token keeps that when the window slides.
+    tokenizer: ids that it lacks are never drawn, even if the model has rows for them, and the rows of `idx` keep its
+    beginning tokens when the window slides.
     """
     if tokenizer is not None:
         rows = vocabulary_rows(model)
@@ -93,6 +93,6 @@ def generate(
 
 
 def vocabulary_rows(model: nn.Module) -> int:
-    """How many ids a base's model has an embedding for."""
+    """Return how many ids a base's model has an embedding for."""
     theirs = transformers_models.is_transformers(model)
     return model.get_input_embeddings().weight.size(0) if theirs else model.config.vocab_size

@@ -1,6 +1,6 @@
-"""A base by name or folder: the course's own, SmolLM2, GPT-2, or any language model that transformers reads.
+"""Load a base by name or folder: the course's own, SmolLM2, GPT-2, or any language model that transformers reads.
 
-Weights are read from safetensors; a learner's own `.pt` is unpickled with `weights_only=True`, nothing else ever is.
+Weights are read from safetensors. Only a learner's own `.pt` is unpickled, with `weights_only=True`.
 """
 
 import json
@@ -24,7 +24,7 @@ from llm.quantize import quantize, read_scheme
 from llm.tokenizer import GPT2, Tokenizer
 from llm.training import own_loss
 
-HUB = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"} | gpt2_weights.HUB  # what others call our names
+HUB = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"} | gpt2_weights.HUB  # our names, and the hub's for them
 OURS = {name: ours for ours, name in HUB.items()}
 NAMES = ("course", *HUB)
 MOVE, RESTORE = "move it away to use the shipped base", "restore it with `git checkout data/base`"
@@ -36,11 +36,11 @@ def load(
     device: str | torch.device = "cpu",
     scheme: str | None = None,
 ) -> Base:
-    """The base called `name`: one of `NAMES`, or a folder of the course's, of GPT-2, or of any transformers model.
+    """Load the base called `name`: one of `NAMES`, or a folder with a model of the course, GPT-2 or transformers.
 
-    A folder that has one of the names is "./gpt2", or a Path. What the hub calls one of them stands for it, too.
-    scheme: how its linear layers but the head are quantized, a word as `quantize.read_scheme` has it: "nf4".
-    Raises BaseError, in one sentence, when it cannot be had, is damaged, or does not fit dtype, device or memory.
+    For a folder that has one of these names, give "./gpt2" or a Path. The hub's name for one of them works too. scheme:
+    how to quantize the linear layers except the head, as in `quantize.read_scheme`: "nf4". Raises BaseError, in one
+    sentence, when the base cannot be fetched, is damaged, or does not fit dtype, device or memory.
     """
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize >= 2):
         raise BaseError(f"a model cannot be in {dtype}: use torch.float32, torch.bfloat16 or torch.float16")
@@ -48,12 +48,12 @@ def load(
         with theirs(f"{name} cannot be put on {device}", "use device='cpu'"):
             torch.empty(1, device=device)
         base = _load(name, dtype)
-        if scheme is not None:  # before it moves: a device need not hold more than the four bits
+        if scheme is not None:  # before the move, so that the device holds only the 4-bit weights
             try:
                 quantize(base.model, **read_scheme(scheme))
-            except ValueError as error:  # `quantize.py` knows none of our errors
+            except ValueError as error:  # `quantize.py` does not know BaseError
                 raise BaseError(f"{name} cannot be quantized: {error}") from None
-        # a transformers model has its dtype, and its buffers theirs: rotary angles in 16 bits are off by whole turns
+        # a transformers model has its dtype, and must keep its buffers': 16-bit rotary angles are off by whole turns
         base.model.to(device, dtype if isinstance(base.model, GPT) else None)
     except (MemoryError, RuntimeError) as error:
         if is_full(error):
@@ -63,7 +63,7 @@ def load(
 
 
 def load_tokenizer(name: str | Path = "course") -> tuple[Tokenizer, int]:
-    """The tokenizer of the base that `load` knows by `name`, and its context; a large model's weights are not read.
+    """Return the tokenizer and the context of the base that `load` calls `name`; a large model's weights are not read.
 
     Raises BaseError as `load` does.
     """
@@ -76,7 +76,7 @@ def load_tokenizer(name: str | Path = "course") -> tuple[Tokenizer, int]:
         kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_type", "gpt2")
     except (OSError, ValueError, AttributeError):
         kind = "gpt2"
-    if kind == "gpt2":  # also what is no base: `load` says why
+    if kind == "gpt2":  # or not a base: `load` says why
         base = load(name)
         return base.tokenizer, base.context
     with transformers_models.quiet(), theirs(f"transformers cannot read {folder}", "copy it again"):
@@ -90,7 +90,7 @@ def load_tokenizer(name: str | Path = "course") -> tuple[Tokenizer, int]:
 
 def _load(name, dtype):
     folder = user_path(name)
-    if name and name not in NAMES and os.path.isdir(folder):  # "" would be this folder
+    if name and name not in NAMES and os.path.isdir(folder):  # "" would be the current folder
         return _from_folder(folder, dtype)
     name = OURS.get(name, name)
     if name == "smollm2":
@@ -105,8 +105,8 @@ def _load(name, dtype):
 
 
 def _from_folder(folder, dtype):
-    """The base in a folder: a GPT where its config has our words or GPT-2's, else what transformers makes of it."""
-    config, _ = read_folder(folder)  # what is damaged or packed has a better sentence here than in transformers
+    """Load the base in a folder: a GPT if its config is the course's or GPT-2's, else a model of transformers."""
+    config, _ = read_folder(folder)  # for damaged or packed weights, this has better errors than transformers
     own = config.get("model_type", "gpt2") == "gpt2"
     tokenizer = GPT2 if own and not has_vocabulary(folder) else read_tokenizer(folder)
     if own:
@@ -123,17 +123,16 @@ def _from_folder(folder, dtype):
 
 
 def load_base(own: Path | None = CHECKPOINT, shipped: Path = BASE) -> GPT:
-    """The chapter-12 model in float32: the learner's own checkpoint when there is one, else the one that ships.
+    """Load the chapter-12 model in float32: the learner's own checkpoint if there is one, else the shipped base.
 
-    own: None for the one that ships, whatever the learner has.
-
-    Raises BaseError when a file is damaged or of another shape, or when one that was asked for is missing.
+    own: None for the shipped base, whatever the learner has. Raises BaseError when a file is damaged or of another
+    shape, or when a requested one is missing.
     """
     if own and own != CHECKPOINT and not own.is_file():
         raise BaseError(f"there is no checkpoint {own}: check the path, or leave it out for the shipped base")
     path, cure = (own, MOVE) if own and own.is_file() else (shipped / TENSORS, RESTORE)
     tensors = _read_pt(own) if path == own else read_file(path, cure)
-    with torch.device("meta"):  # no second copy, and no random start that would be thrown away
+    with torch.device("meta"):  # avoids a second copy and a useless random initialization
         model = GPT(GPTConfig())
     return fill(model, tensors, path, cure)
 
@@ -141,12 +140,12 @@ def load_base(own: Path | None = CHECKPOINT, shipped: Path = BASE) -> GPT:
 def _read_pt(path):
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises half a dozen kinds here, for damage and for pickles that it refuses
+    except Exception:  # torch raises many types here, for damage and for pickles that it refuses
         raise BaseError(
             f"{path} is not a plain PyTorch state dict: save one with torch.save(model.state_dict(), path), or {MOVE}"
         ) from None
     state = state.get("model", state) if isinstance(state, dict) else state
     if not isinstance(state, dict):
         return {}
-    # torch.compile and DistributedDataParallel put their names before those of the model that they wrap
+    # torch.compile and DistributedDataParallel put prefixes before the model's own names
     return {str(name).removeprefix("module.").removeprefix("_orig_mod."): tensor for name, tensor in state.items()}

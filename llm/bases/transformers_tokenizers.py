@@ -1,4 +1,4 @@
-"""A tokenizer that lies beside a model, read through transformers, whatever its files are called."""
+"""Read the tokenizer in a model's folder through transformers, whatever its files are called."""
 
 import hashlib
 import json
@@ -14,23 +14,23 @@ from llm.errors import BaseError, TextError
 from llm.text.chat import jinja
 from llm.tokenizer import Tokenizer, in_pieces
 
-# each holds a vocabulary; beside them lie settings, which alone are no tokenizer
+# files that hold a vocabulary; the settings files beside them are no tokenizer by themselves
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "tekken.json")
 MISTRAL = "fix_mistral_regex"  # transformers warns of tokenizers that need this argument
 
 
 @dataclass(frozen=True)
 class TransformersTokenizer(Tokenizer):
-    """A `Tokenizer` that remembers the one of transformers behind it, to save it with its model.
+    """A `Tokenizer` that keeps its transformers tokenizer, to save it with its model.
 
-    needs: the rows that a model must have for every token of a text, its beginning and its end among them.
+    needs: the rows that a model must have for every token of a text, including its beginning and end.
     """
 
     source: object = None
     needs: int = 0
 
     def save(self, folder: Path) -> None:
-        """Write it into `folder`, from which `read_tokenizer` has it back."""
+        """Save it to `folder`, from which `read_tokenizer` reads it."""
         source = copy(self.source)
         if self.template != _template(source):
             source.chat_template = jinja(self)
@@ -39,12 +39,12 @@ class TransformersTokenizer(Tokenizer):
 
 
 def has_vocabulary(folder: Path) -> bool:
-    """Whether a tokenizer's vocabulary lies in `folder`."""
+    """Whether `folder` contains a tokenizer's vocabulary."""
     return any(any(folder.glob(pattern)) for pattern in VOCABULARIES)
 
 
 def read_tokenizer(folder: Path) -> TransformersTokenizer:
-    """The tokenizer in `folder`. Raises BaseError when there is none, or none that says how a text ends."""
+    """Read the tokenizer in `folder`. Raises BaseError when there is none, or it has no token that ends a text."""
     if not has_vocabulary(folder):
         raise BaseError(f"{folder} has no tokenizer.json, nor another vocabulary: copy its tokenizer's files into it")
     cure = "copy all of its files again, or save it with AutoTokenizer.from_pretrained(...).save_pretrained(...) where it works"
@@ -54,20 +54,20 @@ def read_tokenizer(folder: Path) -> TransformersTokenizer:
         options = dict(local_files_only=True, trust_remote_code=False)
         source = AutoTokenizer.from_pretrained(folder, **options)
         if any(MISTRAL in warning for warning in warnings):
-            with suppress(Exception):  # transformers 5.1 asks for this argument and fails on it: then its warning stays
+            with suppress(Exception):  # transformers 5.1 asks for this argument but fails on it; its warning then stays
                 source = AutoTokenizer.from_pretrained(folder, **options, fix_mistral_regex=True)
                 warnings[:] = [warning for warning in warnings if MISTRAL not in warning]
     if source.eos_token_id is None:
-        with suppress(Exception):  # a config that gives no number, or that of no token
+        with suppress(Exception):  # the config may give no id, or an id without a token
             end = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["eos_token_id"]
             source.eos_token = source.convert_ids_to_tokens(end[0] if isinstance(end, list) else end)
     if source.eos_token_id is None:
         raise BaseError(f"the tokenizer in {folder} names no eos_token, which ends a text: set one and save it")
     known = set(source.get_vocab().values())
     size = max(known, default=-1) + 1
-    # special tokens in a text are text, but some stand for what a vocabulary lacks
+    # special tokens in a text are encoded as plain text, except the one for unknown text
     special = {i for i, token in source.added_tokens_decoder.items() if token.special} - {source.unk_token_id}
-    # of what decides on a text's tokens: a chat template, for one, does not
+    # hash only what determines a text's tokens: a chat template, for example, does not
     tables = source.backend_tokenizer.to_str() if source.is_fast else repr(sorted(source.get_vocab().items()))
     digest = hashlib.sha256(f"{tables}{source.eos_token_id}".encode()).hexdigest()
 
@@ -86,7 +86,7 @@ def read_tokenizer(folder: Path) -> TransformersTokenizer:
         found = source(text, **options)
         return found["input_ids"], found.get("offset_mapping")
 
-    with quiet():  # texts that a base was trained on began with what transformers puts before this one
+    with quiet():  # a base's training texts began with the special tokens that transformers puts before this one
         begin = tuple(takewhile(set(source.all_special_ids).__contains__, source.encode("a", verbose=False)))
     return TransformersTokenizer(
         f"tokenizer-{digest[:12]}",
@@ -108,4 +108,4 @@ def read_tokenizer(folder: Path) -> TransformersTokenizer:
 
 def _template(source):
     own = source.chat_template
-    return (own.get("default") if isinstance(own, dict) else own) or "plain"  # others may be for tools alone
+    return (own.get("default") if isinstance(own, dict) else own) or "plain"  # other templates may be for tools only

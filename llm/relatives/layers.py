@@ -1,7 +1,7 @@
-"""Layers that stand where LoRA's wrapper stands: DoRA's and PiSSA's, which are LoRA layers, and IA3's.
+"""Layers that replace a linear layer as LoRA's do: LoRA-FA's, DoRA's and PiSSA's, which are LoRA layers, and IA3's.
 
-Each keeps the frozen `nn.Linear` as `base`, answers as it while `enabled` is False, and has the effective `weight` and
-`bias` of a plain linear. The formulas have W as (in, out); torch keeps its transpose.
+Each keeps the frozen `nn.Linear` as `base`, computes what it does while `enabled` is False, and has the effective
+`weight` and `bias` of a plain linear layer. The formulas have W as (in, out); torch stores its transpose.
 """
 
 import torch
@@ -14,7 +14,7 @@ from llm.surgery import weight_like
 
 
 class LoraFaLinear(LoraLinear):
-    """LoRA whose A stays as it was drawn: B alone trains (Zhang et al. 2023, arXiv 2308.03303)."""
+    """LoRA whose A stays at its random start: only B trains (Zhang et al. 2023, arXiv 2308.03303)."""
 
     def __init__(self, base: nn.Linear, *args, **options):
         super().__init__(base, *args, **options)
@@ -22,11 +22,11 @@ class LoraFaLinear(LoraLinear):
 
 
 class DoraLinear(LoraLinear):
-    """A length for each output, and a direction that LoRA turns: y = x W' + b, W' = m V / |V|, V = W + s A B.
+    """A magnitude for each output, and a direction that LoRA changes: y = x W' + b, W' = m V / |V|, V = W + s A B.
 
-    x (..., in) -> (..., out); `magnitude` m (out,) starts at W's own lengths, so the first output is the base's. |V| counts
-    as a constant in the gradient (Liu et al. 2024, arXiv 2402.09353, equation 5 and section 4.3). dropout falls on
-    the input of A B alone.
+    x (..., in) -> (..., out). `magnitude` m (out,) starts at |W| for each output, so the first output is the base's.
+    |V| is a constant in the gradient (Liu et al. 2024, arXiv 2402.09353, equation 5 and section 4.3). dropout applies
+    only to the input of A B.
     """
 
     def __init__(self, base: nn.Linear, *args, **options):
@@ -34,9 +34,9 @@ class DoraLinear(LoraLinear):
         self.magnitude = nn.Parameter(self.lengths())
 
     def lengths(self) -> torch.Tensor:
-        """|V| (out,), without a gradient."""
+        """|V| for each output, (out,), without a gradient."""
         with torch.no_grad():
-            return self.turned().norm(dim=1).clamp(min=1e-12)  # an output that is all zeros has no direction
+            return self.turned().norm(dim=1).clamp(min=1e-12)  # an all-zero output has no direction
 
     def turned(self) -> torch.Tensor:
         """V (out, in), in A's precision."""
@@ -50,7 +50,7 @@ class DoraLinear(LoraLinear):
         own = y if self.bias is None else y - self.bias  # (..., out), x W
         x = F.dropout(x.to(self.A.dtype), self.dropout, self.training)
         low = self.scale * (x @ self.A)  # (..., r)
-        return y + ((g - 1) * own + g * (low @ self.B)).to(y.dtype)  # written so, g = 1 leaves y bit for bit
+        return y + ((g - 1) * own + g * (low @ self.B)).to(y.dtype)  # in this form, g = 1 keeps y bit for bit
 
     def update(self) -> torch.Tensor:
         """W' - W (out, in), in A's precision."""
@@ -59,12 +59,12 @@ class DoraLinear(LoraLinear):
 
 
 class PissaLinear(LoraLinear):
-    """LoRA that begins with W's largest singular parts: y = x (R + s A B) + b, R = W - s A0 B0 frozen.
+    """LoRA that starts with W's largest singular components: y = x (R + s A B) + b, R = W - s A0 B0 frozen.
 
-    W = U S V.T;   A0 = U_r sqrt(S_r / s) (in, r),   B0 = sqrt(S_r / s) V_r.T (r, out)
+        W = U S V.T;   A0 = U_r sqrt(S_r / s) (in, r),   B0 = sqrt(S_r / s) V_r.T (r, out)
 
-    A B is not zero at the start, and yet the output is the base's, up to rounding (Meng et al. 2024, arXiv 2404.02948,
-    section 3). `residual` is R as torch keeps it, (out, in). `base` stays what it was, so that the layer can be taken off.
+    A B is not zero at the start, yet the output is the base's up to rounding (Meng et al. 2024, arXiv 2404.02948,
+    section 3). `residual` is R as torch stores it, (out, in). `base` is unchanged, so that the layer can be removed.
     """
 
     def __init__(self, base: nn.Linear, r: int = 8, alpha: float = 16.0, *args, **options):
@@ -80,7 +80,7 @@ class PissaLinear(LoraLinear):
 
     @staticmethod
     def check(base: nn.Linear, r: int, alpha: float, *options) -> None:
-        """Raise ValueError as `LoraLinear.check` does, and unless `base` has singular parts that alpha can scale."""
+        """Raise ValueError as `LoraLinear.check` does, and unless `base` has singular values that alpha can scale."""
         if isinstance(base, Linear4bit):
             raise ValueError("PiSSA over four bits would keep a dense residual of each layer: take lora, dora or ia3")
         LoraLinear.check(base, r, alpha, *options)
@@ -100,9 +100,9 @@ class PissaLinear(LoraLinear):
         return self.residual.to(self.A.dtype) - W + super().update()
 
     def plain(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A (in, 2r) and B (2r, out) of the ordinary LoRA on the original base that says the same, under the same scale.
+        """Return A (in, 2r) and B (2r, out) of an equivalent ordinary LoRA on the original base, with the same scale.
 
-        s A B - s A0 B0 = s [A, A0] [B; -B0] (the paper's appendix). Where 2r is more than W's smaller side, that many.
+        s A B - s A0 B0 = s [A, A0] [B; -B0] (the paper's appendix). The rank is capped at W's smaller side.
         """
         A, B = torch.cat((self.A, self.A0), dim=1), torch.cat((self.B, -self.B0))
         smaller = min(self.in_features, self.out_features)
@@ -115,8 +115,8 @@ class PissaLinear(LoraLinear):
 class Ia3Linear(nn.Module):
     """A frozen `nn.Linear` whose outputs or inputs are scaled: y = l * (x W + b), or y = (l * x) W + b.
 
-    side: "out" or "in"; first: where l begins, what comes before it is left as it is (of q, k and v in one product q). l
-    starts at 1 (Liu et al. 2022, arXiv 2205.05638, section 3.3).
+    side: "out" or "in". first: where l starts; what comes before it is not scaled, such as q in a layer of q, k and v.
+    l starts at 1 (Liu et al. 2022, arXiv 2205.05638, section 3.3).
     """
 
     def __init__(self, base: nn.Linear, side: str = "out", first: int = 0):
@@ -130,7 +130,7 @@ class Ia3Linear(nn.Module):
         self.train(base.training)
 
     def factors(self) -> torch.Tensor:
-        """l for all outputs or inputs, 1 where it does not reach."""
+        """l for all outputs or inputs, with 1 for those before `first`."""
         return F.pad(self.l, (self.first, 0), value=1.0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

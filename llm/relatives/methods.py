@@ -1,4 +1,4 @@
-"""The methods by name: prepare a model for one, take it off, merge it, silence it.
+"""The methods by name: prepare a model for one, remove it, merge it, disable it.
 
 model = METHODS["dora"].prepare(model, r=8, alpha=8.0)
 for step in train(model, batches, steps=100, lr=METHODS["dora"].rates(1e-2)): ...
@@ -26,12 +26,12 @@ OPTIONS = ("r", "alpha", "scaling", "targets", "start", "dropout")  # of `Method
 
 @dataclass(frozen=True)
 class Method:
-    """One way to fine-tune: what it makes of a base, at which rates it trains, and what it is for.
+    """One way to fine-tune: how it changes a base, at which rates it trains, and what it is for.
 
-    source: the paper's arXiv number. apply: a function of the model and of those OPTIONS that the method `heeds`, after
-    which nothing else trains. layer: the class that it wraps linear layers in, or None. peft: PEFT's name for it, or None.
-    merges: whether a plain model can say the same afterwards. saves: whether `llm.adapters` writes it in PEFT's format.
-    rates: turns one peak learning rate into what `train` takes for `lr`.
+    source: the paper's arXiv number. apply: a function of the model and the OPTIONS in `heeds`; afterwards only the
+    method's parameters train. layer: the class that wraps linear layers, or None. peft: PEFT's name for the method, or
+    None. merges: whether a plain model can be made equivalent. saves: whether `llm.adapters` writes it in PEFT's
+    format. rates: turns one peak learning rate into `train`'s `lr`.
     """
 
     name: str
@@ -55,11 +55,11 @@ class Method:
         start: str = "chapter",
         dropout: float = 0.0,
     ) -> nn.Module:
-        """Freeze `model` and give it what this method trains; returns the same model.
+        """Freeze `model`, and add or unfreeze what this method trains; return the same model.
 
-        The options are those of `apply_lora`; the method ignores those that it does not heed. For prefix and prompt `r`
-        is the number of virtual tokens. Warns as `apply_lora` does. Raises ValueError when the model is prepared already
-        or an option makes no sense; the model is then as it was.
+        The options are those of `apply_lora`; a method ignores those that are not in its `heeds`. For prefix and
+        prompt, `r` is the number of virtual tokens. Warns as `apply_lora` does. Raises ValueError when the model is
+        prepared already or an option is invalid; the model is then unchanged.
         """
         if now := method_of(model):
             raise SettingError(f"this model is prepared for {now} already: call remove(model), or load the base again")
@@ -74,12 +74,12 @@ class Method:
 
 
 def loraplus_rates(lr: float, ratio: float = 16.0) -> LearningRate:
-    """LoRA+: A's learning rate is `lr`, B's `ratio` times that (Hayou et al. 2024, arXiv 2402.12354)."""
+    """Return LoRA+'s learning rates: `lr` for A, and `ratio` times that for B (Hayou et al. 2024, arXiv 2402.12354)."""
     return lambda name: ratio * lr if name.rpartition(".")[2] == "B" else lr
 
 
 def apply_ia3(model: nn.Module) -> None:
-    """Scale keys, values and the inputs of the MLP's second layer, found by GPT-2's and Llama's names."""
+    """Scale keys, values and the inputs of the MLP's second layer, which are found by GPT-2's and Llama's names."""
     wrapped = {}
     linears = {layer: paths[0] for layer, paths in places(model).items() if isinstance(layer, nn.Linear)}
     for layer, path in linears.items():
@@ -123,29 +123,29 @@ def train_only(model: nn.Module, what: str, parameters: list[nn.Parameter]) -> N
 
 
 def train_everything(model: nn.Module) -> None:
-    if four_bit_layers(model):  # they have no numbers that a gradient could reach
+    if four_bit_layers(model):  # 4-bit codes cannot have a gradient
         raise SettingError("full fine-tuning cannot train weights in four bits: load the base as it was, or take lora")
     model.requires_grad_(True)
 
 
 def layers_of(model: nn.Module) -> dict[str, LoraLinear | Ia3Linear]:
-    """The layers that LoRA or a relative has wrapped, by the path at which each stands first."""
+    """Return the layers that LoRA or a relative wraps, keyed by the first path of each."""
     return {paths[0]: m for m, paths in places(model).items() if isinstance(m, LoraLinear | Ia3Linear)}
 
 
 def method_of(model: nn.Module) -> str | None:
-    """The name of the method that `model` is prepared for; None for a bare base."""
+    """Return the name of the method that `model` is prepared for; None for a bare base."""
     name, _ = vars(bare(model)).get("_method", (None, {}))
-    if kinds := {type(layer) for layer in layers_of(model).values()}:  # a loaded adapter brings its layers and no name
+    if kinds := {type(layer) for layer in layers_of(model).values()}:  # a loaded adapter has layers but no name
         names = [method.name for method in METHODS.values() if method.layer in kinds] or ["lora"]
         return name if name in names else names[0]
     return name if name and METHODS[name].layer is None else None
 
 
 def remove(model: nn.Module) -> nn.Module:
-    """Take the method off: the base exactly as it was, frozen; returns the same model.
+    """Remove the method, so that the base is exactly as it was, frozen; return the same model.
 
-    Raises SettingError after full fine-tuning, of which no copy is kept.
+    Raises SettingError after full fine-tuning, for which no copy is kept.
     """
     original = originals(model)
     replace_layers(model, {layer: layer.base for layer in layers_of(model).values()})
@@ -155,9 +155,9 @@ def remove(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def merge(model: nn.Module) -> nn.Module:
-    """A plain model, frozen, that says the same as the prepared one; returns the same model.
+    """Turn the prepared model into an equivalent plain model, frozen; return the same model.
 
-    Raises SettingError for a prefix or prompt, and ValueError when an update is not finite; the model is then as it was.
+    Raises SettingError for prefix and prompt, and ValueError when an update is not finite; the model is then unchanged.
     """
     name = method_of(model)
     if name and not METHODS[name].merges:
@@ -173,7 +173,7 @@ def merge(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside the block the model answers as its base; afterwards it is as it was found. Raises SettingError after full."""
+    """Give `model` its base's output inside the block, then restore it. Raises SettingError after full fine-tuning."""
     base, original = bare(model), originals(model)
     trained = {path: base.get_parameter(path).detach().clone() for path in original}
     prefix = getattr(base, "prefix", None)
@@ -190,7 +190,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def originals(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters of the base that its method trains, as they were. Raises SettingError after full fine-tuning."""
+    """Return the original values of the base's trained parameters. Raises SettingError after full fine-tuning."""
     name, original = vars(bare(model)).get("_method", (None, {}))
     if name == "full":
         raise SettingError("full fine-tuning has changed the base itself: load the base again")
@@ -204,7 +204,7 @@ def overwrite(model: nn.Module, values: dict[str, torch.Tensor]) -> None:
 
 
 def forget(model: nn.Module) -> nn.Module:
-    """Freeze a model that is prepared for nothing any more."""
+    """Freeze a model, and clear the record that it is prepared for a method."""
     base = bare(model)
     vars(base).pop("_method", None)
     if getattr(base, "prefix", None) is not None:

@@ -1,6 +1,6 @@
-"""Virtual tokens before the text: keys and values that `GPT.hidden` takes for a past of every row.
+"""Virtual tokens before the text: keys and values that `GPT.hidden` uses as the past of every row.
 
-A prefix is a module: `prefix(model, rows)` gives each block's keys and values, `prefix.length` says how many.
+A prefix is a module: `prefix(model, rows)` returns each block's keys and values, and `prefix.length` their number.
 """
 
 import torch
@@ -8,14 +8,14 @@ import torch.nn as nn
 
 from llm.model import GPT
 
-COMMON = 5000  # virtual tokens start at tokens drawn from so many: a BPE numbers them about by how common they are
+COMMON = 5000  # virtual tokens start as random tokens below this id: a BPE numbers roughly by frequency
 
 
 class Prompt(nn.Module):
     """Trained embeddings p (length, C) that the model reads before the text (Lester et al. 2021, arXiv 2104.08691).
 
-    What comes first sees nothing of what follows: p's keys and values are the same before any text, and are all of it
-    that the text can see. They have no positions, and the text keeps its own: the context is as long as without them.
+    Attention is causal, so p's keys and values are the same before any text, and the text sees nothing else of p.
+    Virtual tokens have no positions: the text keeps its own, and the whole context remains.
     p starts at embeddings of common tokens (section 3.2), so the first output is the base's after these, not its own.
     """
 
@@ -27,7 +27,7 @@ class Prompt(nn.Module):
         self.p = nn.Parameter(table[ids].detach().float())
 
     def forward(self, model: GPT, rows: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Each block's keys and values (rows, heads, length, C / heads)."""
+        """Return each block's keys and values (rows, heads, length, C / heads)."""
         x, past = self.p[None].to(model.transformer.wte.weight.dtype), []
         for block in model.transformer.h:
             x, present = block(x)
@@ -36,11 +36,11 @@ class Prompt(nn.Module):
 
 
 class Prefix(nn.Module):
-    """Trained keys and values that every block's attention sees before the text's (Li and Liang 2021, arXiv 2101.00190).
+    """Trained keys and values that precede the text's in every block's attention (Li and Liang 2021, arXiv 2101.00190).
 
-    keys and values (layers, heads, length, C / heads), without the paper's MLP around them, which is for training alone.
-    They start as those of common tokens (its section 7.4), so the first output is the base's after these, not its own;
-    nor would zeros leave it alone, as a key of zeros takes its share of the attention. Positions as with `Prompt`.
+    keys and values (layers, heads, length, C / heads), without the paper's MLP, which serves training only. They start
+    as those of common tokens (section 7.4), so the first output is the base's after these, not its own. Zeros would
+    change it too, because a key of zeros gets its share of the attention. Positions as in `Prompt`.
     """
 
     def __init__(self, model: GPT, length: int):
