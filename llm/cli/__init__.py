@@ -1,6 +1,6 @@
-"""`python -m llm ...`, the course without a notebook.
+"""`python -m llm ...`: the course without a notebook.
 
-`app.py` the app and the options that commands share; `data.py`, `export.py`, `finetune.py`, `use_adapter.py`,
-`maintenance.py` the commands; `console.py` errors in one sentence, JSON; `interrupts.py` Ctrl-C, SIGTERM and the exit codes
-after them; `doctor.py` what is here, what is missing, how to get it.
+`app.py` has the app and the options that commands share; `data.py`, `export.py`, `finetune.py`, `use_adapter.py` and
+`maintenance.py` have the commands; `console.py` prints one-sentence errors and JSON; `interrupts.py` handles Ctrl-C and
+SIGTERM; `doctor.py` checks what is installed, what is missing, and how to get it.
 """

@@ -14,7 +14,7 @@ from llm.paths import user_path
 app = typer.Typer(
     cls=Commands,
     help="LoRA without a notebook.",
-    epilog="Begin with `python -m llm doctor`; `python -m llm COMMAND --help` has an example of each; --debug shows where an error came from.",
+    epilog="Start with `python -m llm doctor`. Each command's --help has an example. --debug shows tracebacks.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -23,22 +23,22 @@ app = typer.Typer(
 
 
 def path(text: str | Path) -> Path:
-    """The path that a person typed. An empty one would be the current folder, and safetensors reads UTF-8 names alone."""
+    """The path that a person typed; raises CourseError if it is empty or not UTF-8, which safetensors cannot read."""
     name = os.fsencode(text)
     if not name or name.decode(errors="ignore").encode() != name:
         raise CourseError(f"{str(text)!r} cannot be a path here: give another one")
     return user_path(text)
 
 
-Base = Annotated[str, Option(metavar="NAME", help="course, smollm2, gpt2 or a folder: ./x")]
-OwnBase = Annotated[str | None, Option(metavar="NAME", help="the adapter's own, else course")]
+Base = Annotated[str, Option(metavar="NAME", help="course, smollm2, gpt2 or a folder (./x)")]
+OwnBase = Annotated[str | None, Option(metavar="NAME", help="default: the adapter's own, or course")]
 Device = Annotated[str, Option(metavar="NAME", help="auto, cpu, cuda or mps")]
 Dtype = Annotated[str, Option(metavar="NAME", help="float32 or bfloat16")]
 AsJson = Annotated[bool, Option("--json", help="print JSON for a program")]
 
 
 def number(text: str, kind=int, metavar: str = "N", low: float = 1, high: float = 2**31 - 1):
-    """An option that takes a number from `low` to `high`. Raises SettingError for any other, NaN among them."""
+    """An option for a number from `low` to `high`; it raises SettingError for any other value, including NaN."""
 
     def within(option: typer.CallbackParam, value: kind):
         if value is not None and not low <= value <= high:

@@ -1,6 +1,6 @@
-"""What every command needs around it: errors in one sentence, output that nobody has to read, JSON. Knows no command.
+"""What all commands share: errors in one sentence, output that survives a closed pipe, and JSON. Knows no command.
 
-Imports nothing that takes time, so that `--help` is there at once.
+Imports nothing slow, so that `--help` appears at once.
 """
 
 import json
@@ -14,15 +14,15 @@ from typer.core import TyperGroup
 from llm.cli.interrupts import stopped
 from llm.errors import CourseError
 
-DEBUG = "--debug"  # anywhere on the line: tracebacks of our own errors as well
+DEBUG = "--debug"  # anywhere on the line: show tracebacks of our own errors too
 
 
 def sentence(error: BaseException) -> str | None:
-    """What to tell the learner about an error that is ours or the machine's; None for one that is a defect."""
+    """The message for an expected error of ours or of the machine; None for a defect."""
     text = str(error)
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return "out of memory: give fewer --rows, a shorter --block or --dtype bfloat16, or close other programs"
-    if isinstance(error, ImportError):  # about the package that it names, or else the one whose code raised it
+    if isinstance(error, ImportError):  # report the package that it names, or else the one whose code raised it
         *_, (frame, _) = walk_tb(error.__traceback__)
         package = (error.name or frame.f_globals.get("__name__", "llm")).partition(".")[0]
         if package == "llm":
@@ -38,14 +38,14 @@ def sentence(error: BaseException) -> str | None:
 
 
 def complain(text: str) -> None:
-    """Say on stderr, in one line, what is wrong, and in which process of a run under torchrun."""
+    """Print an error on stderr in one line, with the rank of a process under torchrun."""
     rank = os.environ.get("RANK") or "0"
     process = "" if rank == "0" else f"process {rank}: "
     print(f"error: {process}{' '.join(text.split())}", file=sys.stderr)
 
 
 def settle_streams() -> None:
-    """Let stdout and stderr take whatever is printed: what their encoding lacks becomes a mark, not an error."""
+    """Make stdout and stderr replace characters that their encoding lacks, instead of raising an error."""
     for name, mark in (("stdout", "replace"), ("stderr", "backslashreplace")):
         stream = getattr(sys, name)
         if stream is None:  # closed by whoever started this process
@@ -55,7 +55,7 @@ def settle_streams() -> None:
 
 
 def say(text: str) -> None:
-    """Print a line at once; when nobody reads any more, say so once and let the work go on, as it is worth more."""
+    """Print a line at once. If stdout fails, discard all further output, so that the work can go on."""
     try:
         print(text, flush=True)
     except OSError as error:
@@ -66,17 +66,17 @@ def say(text: str) -> None:
 
 
 def show_json(**fields) -> None:
-    """One JSON object on a line of stdout, in ASCII: what its encoding lacks would be replaced, and be another text."""
+    """Print one JSON object on a line of stdout, in ASCII, because `settle_streams` would replace other characters."""
     say(json.dumps(fields))
 
 
 class Commands(TyperGroup):
-    """The commands, in none of which an error that is ours ends in a traceback, unless `--debug` asks for it."""
+    """The commands. Our own errors end in one sentence, or in a traceback with `--debug`."""
 
     def main(self, args=None, **extra):
         settle_streams()
         args = list(sys.argv[1:] if args is None else args)
-        end = args.index("--") if "--" in args else len(args)  # behind it all is text
+        end = args.index("--") if "--" in args else len(args)  # everything after it is text
         self.debug = DEBUG in args[:end]
         return super().main([arg for arg in args[:end] if arg != DEBUG] + args[end:], **extra)
 
@@ -88,6 +88,6 @@ class Commands(TyperGroup):
         except Exception as error:
             text = sentence(error)
             if text is None or self.debug:
-                raise  # also what is Typer's own: usage, or an exit
+                raise  # also Typer's own: usage errors and exits
             complain(text)
             raise typer.Exit(1) from None

@@ -1,6 +1,6 @@
-"""`python -m llm data`: what a run would read of a file, before anything trains. Of a real model only the tokenizer is read.
+"""`python -m llm data`: shows what a run would read of a file. Of a real model it loads only the tokenizer.
 
-Imports what it needs when it runs, torch above all, so that help is there at once.
+Imports torch and other slow packages only when it runs, so that help appears at once.
 """
 
 import os
@@ -16,24 +16,24 @@ from llm.cli.console import say, show_json
 from llm.errors import TextError
 from llm.paths import user_path
 
-SHOWN, PART = 3, 600  # rows, and characters of a part of one
-BARS, WIDTH = 10, 40  # of the histogram, and the characters of its longest
-CONTROL = re.compile(r"[^\n\t -~\xa0-\U0010ffff]")  # a terminal would obey them
+SHOWN, PART = 3, 600  # rows, and the most characters of each part
+BARS, WIDTH = 10, 40  # the most bars of the histogram, and the characters of the longest
+CONTROL = re.compile(r"[^\n\t -~\xa0-\U0010ffff]")  # a terminal would act on these
 
 
 @app.command(short_help="Show what a run would read of a file of yours.")
 def data(
     file: Annotated[str, Argument(metavar="FILE", hidden=True)],
     base: Base = "course",
-    fields: Annotated[str | None, Option("--map", metavar="PAIRS", help="prompt=question,completion=answer")] = None,
-    train_on: Annotated[str, Option(metavar="WHAT", help="what is graded: answers, last or all")] = "answers",
-    template: Annotated[str | None, Option(metavar="NAME", help="plain, chatml or a Jinja file")] = None,
-    block: number("tokens of a row, at most", int | None) = None,
+    fields: Annotated[str | None, Option("--map", metavar="PAIRS", help="field names: prompt=a,completion=b")] = None,
+    train_on: Annotated[str, Option(metavar="WHAT", help="what to train on: answers, last or all")] = "answers",
+    template: Annotated[str | None, Option(metavar="NAME", help="chat template: plain, chatml or a file")] = None,
+    block: number("maximum tokens per row", int | None) = None,
     as_json: AsJson = False,
 ):
     """Show what a run would read of FILE, before it trains.
 
-    Its format, three rows with what is graded marked, the lengths, what would be cut or left out.
+    Shows the format, three rows with the trained parts marked, the lengths, and what would be cut or left out.
 
     Example: python -m llm data chat.jsonl --base smollm2
     """
@@ -92,7 +92,7 @@ def data(
 
 
 def _texts(row, tokenizer):
-    """The text of each part of a row as it stands behind the others: many tokenizers drop a blank at a beginning."""
+    """Decode each part of a row after the parts before it, because many tokenizers drop a blank at a beginning."""
     ids, text = [], ""
     for part in row:
         ids += part
@@ -108,7 +108,7 @@ def _short(text):
 
 
 def _histogram(lengths, limit):
-    """A line a bar: the tokens from and to which it counts, a round number of them, and the rows; last those that do not fit."""
+    """Yield a line for each bar: its round range of tokens, and its rows; the last line counts rows that do not fit."""
     fit = [n for n in lengths if n <= limit] or lengths
     sizes = (digit * 10**power for power in range(10) for digit in (1, 2, 5))
     size = next(size for size in sizes if max(fit) // size - min(fit) // size < BARS)

@@ -1,4 +1,4 @@
-"""What the course needs, what of it is here, and how to get the rest. Imports nothing that might be missing."""
+"""Checks what the course needs, what is installed, and how to get the rest. Imports nothing that might be missing."""
 
 import os
 import platform
@@ -18,21 +18,21 @@ COURSE, REAL, LAB = (
     "every notebook",
     f"notebook {contents.number('real_model')}",
     "JupyterLab",
-)  # what a thing is needed for
+)  # the values of `Check.needed`
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing: its version or place, what needs it, and, when it is not as it should be, how to put that right."""
+    """One requirement: its version or place if found, what needs it, and how to fix it if something is wrong."""
 
     name: str
     found: str | None
     needed: str
-    how: str = ""  # empty where all is well
+    how: str = ""  # empty if all is well
 
 
 def checks() -> Iterator[Check]:
-    """Everything that the course needs, each looked at as the course itself would."""
+    """Check everything that the course needs, in the way that the course itself would load it."""
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
     extras, python = project["optional-dependencies"], f"python{project['requires-python']}"
     lab = [line for line in extras["lab"] if line.startswith("jupyterlab")]
@@ -48,14 +48,14 @@ def checks() -> Iterator[Check]:
 
 
 def machine() -> dict[str, str]:
-    """Device, cores, memory, and room on the disk that the course lies on."""
+    """Describe this machine: device, cores, memory, and free space on the disk of the course."""
     gb = 1024**3
     try:
         import torch
 
         gpu = torch.cuda.is_available() and torch.cuda.get_device_properties(0)
         device = f"cuda: {gpu.name}, {gpu.total_memory / gb:.1f} GB" if gpu else "cpu"
-    except Exception:  # also a torch that is there but broken
+    except Exception:  # also a torch that is installed but broken
         device = "unknown: torch does not load"
     known = "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {})  # not on Windows
     size = known and os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -67,7 +67,7 @@ def machine() -> dict[str, str]:
 
 
 def _package(line: str, needed: str, how: str, version: str | None = None) -> Check:
-    """Whether a requirement is met, by the installed version where none is given."""
+    """Check a requirement against `version`, or else the installed version."""
     wanted = Requirement(line)
     try:
         version = version or metadata.version(wanted.name)
@@ -78,7 +78,7 @@ def _package(line: str, needed: str, how: str, version: str | None = None) -> Ch
 
 
 def _look(name: str, needed: str, look: Callable[..., str], *args) -> Check:
-    """A check whose `look` finds the thing, or raises with what to do."""
+    """Make a check from `look`, which returns what it finds, or raises an error that says what to do."""
     try:
         return Check(name, look(*args), needed)
     except ImportError as error:

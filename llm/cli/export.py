@@ -1,4 +1,4 @@
-"""Taking an adapter away from Python: `export`."""
+"""`python -m llm export`: writes an adapter for programs outside Python."""
 
 import shlex
 from pathlib import Path
@@ -11,14 +11,14 @@ from llm.cli.console import say, show_json
 from llm.errors import SettingError
 
 FORMATS = "gguf", "merged", "hub"
-ASK = {"merged": "-m {}/model.gguf", "gguf": "-m BASE.gguf --lora {}/adapter.gguf"}  # how llama.cpp is started on them
+ASK = {"merged": "-m {}/model.gguf", "gguf": "-m BASE.gguf --lora {}/adapter.gguf"}  # arguments for llama.cpp
 
 
 @app.command()
 def export(
     adapter: Annotated[Path, Argument(metavar="ADAPTER", hidden=True, parser=path)],
-    format: Annotated[str, Option(metavar="NAME", help="gguf: for llama.cpp; merged: base and all; hub")] = "gguf",
-    out: Annotated[Path | None, Option(metavar="FOLDER", parser=path, help="a new one")] = None,
+    format: Annotated[str, Option(metavar="NAME", help="gguf, merged (whole model) or hub")] = "gguf",
+    out: Annotated[Path | None, Option(metavar="FOLDER", parser=path, help="a new folder")] = None,
     base: OwnBase = None,
     gguf: Annotated[Path | None, Option(metavar="FILE", parser=path, help="merged: the base's own GGUF")] = None,
     dtype: Annotated[str, Option(metavar="NAME", help="merged: float16 or float32")] = "float16",
@@ -28,7 +28,7 @@ def export(
 ):
     """Write ADAPTER for llama.cpp, Ollama, or the Hugging Face hub.
 
-    gguf and merged have a Modelfile for Ollama beside them.
+    gguf and merged are for llama.cpp, and come with a Modelfile for Ollama.
 
     Example: python -m llm export adapters/mine --format merged
     """
@@ -54,7 +54,7 @@ def export(
 
 
 def _for_llama_cpp(adapter, format, base, gguf, dtype):
-    """What fills a folder with a GGUF and its Modelfile."""
+    """Return a function that fills a folder with a GGUF and its Modelfile."""
     import torch
 
     from llm.cli.use_adapter import load_with
@@ -80,7 +80,7 @@ def _for_llama_cpp(adapter, format, base, gguf, dtype):
         if format == "gguf":
             write_adapter(loaded, to / "adapter.gguf")
         else:
-            # a GGUF's own template may be another than the one that the run has taught
+            # the GGUF's own template may differ from the one that the run used
             own = dict(template=chat.jinja(tokenizer), eot=chat.end_of_turn(tokenizer)) if report.get("chat") else {}
             write_merged(loaded, gguf, to / "model.gguf", getattr(torch, dtype), adapter.resolve().name, **own)
         text = modelfile(tokenizer, report, gguf.name if gguf else "base.gguf")

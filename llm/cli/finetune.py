@@ -1,6 +1,6 @@
 """`python -m llm finetune`: a run of `llm/finetune/`, shown while it trains.
 
-Imports what it needs when it runs, torch above all, so that help is there at once.
+Imports torch and other slow packages only when it runs, so that help appears at once.
 """
 
 import signal
@@ -37,35 +37,35 @@ def finetune(
     out: Annotated[Path, Option(metavar="FOLDER", parser=path, help="where the adapter goes")] = Path("adapters/mine"),
     base: Base = Settings.base,
     method: Annotated[str, Option(metavar="NAME", help=", ".join(METHODS), show_default=False)] = Settings.method,
-    rank: number("r of every layer") = Settings.rank,
+    rank: number("rank r of every layer") = Settings.rank,
     alpha: number("strength of the update", float, "X", **POSITIVE) = Settings.alpha,
     scaling: Annotated[Scaling, Option(metavar="RULE", help="alpha, alpha/r or alpha/sqrt(r)")] = DEFAULT_SCALING,
     start: Annotated[Start, Option(metavar="WHOSE", help="A's first values: chapter or paper")] = DEFAULT_START,
-    dropout: number("share of the update's inputs left out", float, "X", low=0, high=0.999) = Settings.dropout,
-    targets: Annotated[str, Option(metavar="NAMES", help="all, attention, mlp, or layers: a,b")] = Settings.targets,
-    steps: number(f"optimizer steps; {STEPS} unless epochs are given", int | None) = Settings.steps,
-    epochs: number("as many rows as the data have, X times", float | None, "X", **POSITIVE) = Settings.epochs,
+    dropout: number("share of the update's inputs dropped", float, "X", low=0, high=0.999) = Settings.dropout,
+    targets: Annotated[str, Option(metavar="NAMES", help="all, attention, mlp or layer names: a,b")] = Settings.targets,
+    steps: number(f"optimizer steps; default: {STEPS}", int | None) = Settings.steps,
+    epochs: number("instead of --steps: X times the number of rows", float | None, "X", **POSITIVE) = Settings.epochs,
     lr: number(RATES, float | None, "X", **POSITIVE) = Settings.lr,
-    rows: number("rows of a batch") = Settings.rows,
-    block: number("tokens of a row, at most", int | None) = Settings.block,
-    skip_long: Annotated[bool, Option("--skip-long", help="leave out rows that are longer")] = Settings.skip_long,
-    map: Annotated[str | None, Option(metavar="FIELDS", help="names of fields: prompt=a,completion=b")] = Settings.map,
-    train_on: Annotated[str, Option(metavar="WHAT", help="of a chat: answers, last or all")] = Settings.train_on,
+    rows: number("rows per batch") = Settings.rows,
+    block: number("maximum tokens per row", int | None) = Settings.block,
+    skip_long: Annotated[bool, Option("--skip-long", help="leave out longer rows")] = Settings.skip_long,
+    map: Annotated[str | None, Option(metavar="FIELDS", help="field names: prompt=a,completion=b")] = Settings.map,
+    train_on: Annotated[str, Option(metavar="WHAT", help="in chats: answers, last or all")] = Settings.train_on,
     template: Annotated[
-        str | None, Option(metavar="NAME", help="of a chat: plain, chatml or a file")
+        str | None, Option(metavar="NAME", help="chat template: plain, chatml or a file")
     ] = Settings.template,
     seed: number("same seed, same adapter", low=0) = Settings.seed,
-    measure: number("steps between two held-out losses; else 12 a run, or every 5", int | None) = Settings.measure,
-    patience: number("stop after N of them without a new best", int | None) = Settings.patience,
-    every: number("steps between two checkpoints") = 50,
+    measure: number("steps between held-out losses; default: up to 12 a run", int | None) = Settings.measure,
+    patience: number("stop after N held-out losses without a new best", int | None) = Settings.patience,
+    every: number("steps between checkpoints") = 50,
     dtype: Dtype = Settings.dtype,
-    precision: Annotated[str, Option(metavar="NAME", help="of products: auto, float32, bfloat16")] = Settings.precision,
-    accumulate: number("pieces a batch is read in") = Settings.accumulate,
+    precision: Annotated[str, Option(metavar="NAME", help="matmuls: auto, float32, bfloat16")] = Settings.precision,
+    accumulate: number("micro-batches per batch") = Settings.accumulate,
     checkpointing: Annotated[bool, Option("--checkpointing", help="less memory, more time")] = Settings.checkpointing,
     quantize: Annotated[str | None, Option(metavar="NAME", help="base in 4 bits: nf4, nf4-double")] = Settings.quantize,
     device: Device = "auto",
-    log: Annotated[Log | None, Option(metavar="NAME", help="curves, too: tensorboard")] = None,
-    resume: Annotated[bool, Option("--resume", help="go on with the run in --out")] = False,
+    log: Annotated[Log | None, Option(metavar="NAME", help="also log curves: tensorboard")] = None,
+    resume: Annotated[bool, Option("--resume", help="resume the run in --out")] = False,
     as_json: AsJson = False,
 ):
     """Fine-tune on DATA: speeches, shakespeare, python, records, or your file.
@@ -85,7 +85,7 @@ def finetune(
     options = ctx.params | dict(scaling=scaling.value, start=start.value)
     settings = {field.name: options[field.name] for field in fields(Settings)}
     given = {name: x for name, x in settings.items() if ctx.get_parameter_source(name).name == "COMMANDLINE"}
-    warnings.filterwarnings("ignore", ".* are in no linear layer")  # `_train` says it
+    warnings.filterwarnings("ignore", ".* are in no linear layer")  # `_train` prints it
     device, group = torchrun.join(device)
 
     def make():
@@ -94,7 +94,7 @@ def finetune(
     try:
         with together(make, out, group) as run:
             code = _train(run, every, as_json, curves)
-    except (RunError, TrainingError) as error:  # every process has the same
+    except (RunError, TrainingError) as error:  # every process raises it: rank 0 reports it
         if group.rank:
             raise typer.Exit(1) from None
         if isinstance(error, TrainingError) and (out / RESUME).exists():
@@ -107,7 +107,7 @@ def finetune(
 
 
 def _train(run, every, as_json, curves):
-    """Show `run` while it trains; the exit code. curves: tensorboardX's SummaryWriter, if there shall be curves."""
+    """Show `run` while it trains; returns the exit code. curves: tensorboardX's SummaryWriter, or None."""
     from tqdm import tqdm
 
     from llm.finetune.verdict import verdict
@@ -120,7 +120,7 @@ def _train(run, every, as_json, curves):
     before = run.heldout()
     trainable, parameters = run.counts()
     share, sentence = left_out(run.base.model)
-    of_template = template_notes(run.base.tokenizer, run.base.model) if run.data.chat else []  # the data know no model
+    of_template = template_notes(run.base.tokenizer, run.base.model) if run.data.chat else []  # needs the model, too
     notes = [*dict.fromkeys([*run.data.notes, *of_template, *filter(None, [sentence])])]
     start = dict(done=run.done, steps=steps, trainable=trainable, parameters=parameters, heldout=before)
     show(event="start", **start, skipped=run.data.skipped, left_out=round(share, 4), notes=notes)
@@ -130,7 +130,7 @@ def _train(run, every, as_json, curves):
     bar = tqdm(total=steps, initial=run.done, unit="step", disable=not main, file=sys.stderr)
     with bar, asked_to_stop(speaks=main) as signals, ExitStack() as opened:
         writer = curves and main and opened.enter_context(closing(curves(str(run.out / Log.tensorboard), purge_step=0)))
-        for row in run.log if writer else ():  # what a killed run drew behind its last checkpoint is purged
+        for row in run.log if writer else ():  # purge what a killed run drew after its last checkpoint
             _draw(writer, row)
         for step in run.steps(every, lambda: bool(signals)):
             bar.update()
@@ -145,7 +145,7 @@ def _train(run, every, as_json, curves):
             again = f"go on with `python -m llm finetune --resume --out {run.out}`"
             best = f"; the adapter is that of step {run.best[0]}, the best so far" if run.best else ""
             print(f"stopped after step {run.done} of {steps}, and saved: {again}{best}", file=sys.stderr)
-        return 128 + (signals or [signal.SIGINT])[-1]  # another process may have been asked
+        return 128 + (signals or [signal.SIGINT])[-1]  # another process may have received the signal
     if not main:
         return 0
     (_, base), *_, (_, last) = run.curve

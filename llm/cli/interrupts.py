@@ -1,6 +1,6 @@
-"""What Ctrl-C and SIGTERM do: the exit code is 128 plus the signal's number, 130 after Ctrl-C and 143 after SIGTERM.
+"""Handles Ctrl-C and SIGTERM; the exit code is 128 plus the signal's number: 130 after Ctrl-C, 143 after SIGTERM.
 
-A run saves what there is and ends after the step at work; every other command ends at once.
+A run finishes its current step, saves and ends; every other command ends at once.
 """
 
 import os
@@ -11,16 +11,16 @@ from contextlib import contextmanager
 
 
 def stopped() -> int:
-    """Say that Ctrl-C has ended a command, and give its exit code."""
+    """Report that Ctrl-C has ended a command; returns the exit code."""
     print("stopped", file=sys.stderr)
     return 128 + signal.SIGINT
 
 
 @contextmanager
 def asked_to_stop(speaks: bool = True) -> Iterator[list[int]]:
-    """The signals that have come inside the `with`: the first Ctrl-C or SIGTERM only asks to stop.
+    """Collect the signals that arrive inside the `with`; the first Ctrl-C or SIGTERM only asks to stop.
 
-    The second one stops at once, but not under torchrun, which passes on each signal that the process has had already.
+    A second one stops at once, except under torchrun, which forwards signals that the process has already received.
     """
     signals = []
 
@@ -28,7 +28,7 @@ def asked_to_stop(speaks: bool = True) -> Iterator[list[int]]:
         if signals and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise KeyboardInterrupt
         if speaks and not signals:
-            os.write(2, b"\nstopping after this step\n")  # print may be busy with a line of its own
+            os.write(2, b"\nstopping after this step\n")  # print is unsafe here: the signal may have interrupted one
         signals.append(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,4 +1,4 @@
-"""The commands that look after the course itself: `doctor`, `fetch`, `pretrain`, `experiments`, `copy-lora`, `site`, `contents`, `pack`."""
+"""The commands that maintain the course itself: `doctor`, `fetch`, `pretrain`, `experiments`, `copy-lora`, `site`, `contents`, `pack`."""
 
 import os
 import re
@@ -18,9 +18,9 @@ from llm.errors import CourseError
 
 @app.command()
 def doctor(as_json: AsJson = False):
-    """Say what is here, what is missing, and how to get it.
+    """Show what is installed, what is missing, and how to get it.
 
-    Exit code 1: something is missing that every notebook needs.
+    The exit code is 1 if something is missing that every notebook needs.
 
     Example: python -m llm doctor
     """
@@ -37,8 +37,8 @@ def doctor(as_json: AsJson = False):
 
 
 @app.command()
-def fetch(real: Annotated[bool, Option("--real", help="a real language model as well, 98 MB")] = False):
-    """Fetch and check the corpora, once; then all works offline.
+def fetch(real: Annotated[bool, Option("--real", help="also a real language model (98 MB)")] = False):
+    """Download and check the corpora for offline work.
 
     Example: python -m llm fetch --real
     """
@@ -54,16 +54,14 @@ def fetch(real: Annotated[bool, Option("--real", help="a real language model as 
 
 @app.command()
 def pretrain(
-    out: Annotated[Path, Option(metavar="FOLDER", parser=path, help="where the base goes")] = Path("build/base"),
+    out: Annotated[Path, Option(metavar="FOLDER", parser=path, help="where to write the base")] = Path("build/base"),
     steps: number("optimizer steps") = 9000,
     seed: number("same seed, same base", low=0) = 0,
     device: Device = "auto",
 ):
     """Train the course's base.
 
-    That takes some minutes on a large GPU and about three hours on two cores.
-
-    A stopped run goes on where it was.
+    This takes minutes on a large GPU, or about three hours on two CPU cores. A stopped run resumes where it was.
 
     Example: python -m llm pretrain --out build/base
     """
@@ -82,12 +80,12 @@ def pretrain(
 @app.command()
 def experiments(
     names: Annotated[list[str] | None, Argument(metavar="NAME", hidden=True)] = None,
-    processes: Annotated[int | None, Option(metavar="N", min=1, help="runs at a time; one a core")] = None,
+    processes: Annotated[int | None, Option(metavar="N", min=1, help="parallel runs; default: one per core")] = None,
     device: Device = "cpu",
 ):
-    """Do the recorded experiments again, or go on with them.
+    """Repeat the recorded experiments, or resume them.
 
-    NAME: rates, ranks, alphas, facts, sizes, targets, batches, relatives, qlora, smollm2 and others; without one, all.
+    NAME: rates, ranks, alphas, facts, sizes, targets, batches, relatives, qlora, smollm2 and others; default: all.
 
     Example: python -m llm experiments ranks
     """
@@ -114,10 +112,10 @@ def experiments(
 
 
 @app.command()
-def copy_lora(out: Annotated[Path, Option(metavar="FILE", help="where it goes")] = Path("lora.py")):
-    """Write LoRA as one file that needs torch alone.
+def copy_lora(out: Annotated[Path, Option(metavar="FILE", help="where to write it")] = Path("lora.py")):
+    """Write LoRA as one file that needs only torch.
 
-    It is `llm/lora.py` with what it uses of `llm/surgery.py`.
+    The file joins `llm/lora.py` and `llm/surgery.py`.
 
     Example: python -m llm copy-lora --out ../mine/lora.py
     """
@@ -135,10 +133,11 @@ def copy_lora(out: Annotated[Path, Option(metavar="FILE", help="where it goes")]
 
 
 @app.command()
-def site(out: Annotated[Path, Option(metavar="FOLDER", parser=path, help="where it goes")] = Path("build/site")):
+def site(out: Annotated[Path, Option(metavar="FOLDER", parser=path, help="where to write it")] = Path("build/site")):
     """Write the page that trains in a browser tab, as static files.
 
-    The notebooks lie beside it, to be read. Any host will do. `python -m http.server --directory build/site` shows them on this machine.
+    The notebooks are beside it, for reading. Any web host will do.
+    To see it on this machine: `python -m http.server --directory build/site`.
 
     Example: python -m llm site --out build/site
     """
@@ -158,10 +157,10 @@ def site(out: Annotated[Path, Option(metavar="FOLDER", parser=path, help="where 
 
 @app.command("contents")
 def order():
-    """Bring the notebooks in line with the course's order.
+    """Update the notebooks to match the course's order.
 
-    The order stands in llm/course/contents.py. Names, titles, links and the README's table follow it. The first cell
-    follows the address in pyproject.toml.
+    The order is in llm/course/contents.py. Names, titles, links and the README's table follow it. The first cell uses
+    the address in pyproject.toml.
 
     Example: python -m llm contents
     """
@@ -173,7 +172,7 @@ def order():
 
 @app.command()
 def pack(
-    out: Annotated[Path, Option(metavar="FILE", help="where it goes", parser=path)] = Path("build/lora-course.zip"),
+    out: Annotated[Path, Option(metavar="FILE", help="where to write it", parser=path)] = Path("build/lora-course.zip"),
 ):
     """Pack what a notebook needs on Colab into one file.
 

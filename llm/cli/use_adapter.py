@@ -1,6 +1,6 @@
-"""What one does with an adapter without a notebook: `generate`, `adapters`, `merge`.
+"""The commands that use an adapter: `generate`, `adapters`, `merge`.
 
-Each imports what it needs when it runs, torch above all, so that help is there at once.
+Each imports torch and other slow packages only when it runs, so that help appears at once.
 """
 
 import json
@@ -23,18 +23,18 @@ from llm.paths import user_path
 @app.command()
 def generate(
     prompt: Annotated[str, Argument(metavar="PROMPT", hidden=True)],
-    adapter: Annotated[Path | None, Option(metavar="FOLDER", parser=path, help="without one the base speaks")] = None,
+    adapter: Annotated[Path | None, Option(metavar="FOLDER", parser=path, help="default: only the base")] = None,
     base: OwnBase = None,
-    max_new_tokens: number("tokens at most", high=10**6) = 60,
-    temperature: number("0 takes the likeliest token", float, "X", low=0, high=10**6) = 0.8,
-    top_k: number("choose among the N likeliest") = 40,
-    seed: number("the same seed, the same text", int | None, low=0) = None,
-    system: Annotated[str | None, Option(metavar="TEXT", help="a chat's system message")] = None,
+    max_new_tokens: number("maximum new tokens", high=10**6) = 60,
+    temperature: number("0 always takes the likeliest token", float, "X", low=0, high=10**6) = 0.8,
+    top_k: number("sample from the N likeliest tokens") = 40,
+    seed: number("same seed, same text", int | None, low=0) = None,
+    system: Annotated[str | None, Option(metavar="TEXT", help="system message of a chat")] = None,
     dtype: Dtype = "float32",
     device: Device = "auto",
     as_json: AsJson = False,
 ):
-    """Continue PROMPT, or answer it after a run on chats.
+    """Continue PROMPT, or answer it if the run was on chats.
 
     Example: python -m llm generate "To be, or" --adapter adapters/mine
     """
@@ -47,7 +47,7 @@ def generate(
     check_text(prompt, "the prompt")
     check_text(system or "", "--system")
     loaded = load_with(base, dtype, device, adapter)
-    report = read_report(adapter or (None if loaded.name in NAMES else Path(loaded.name)))  # a merged base has one, too
+    report = read_report(adapter or (None if loaded.name in NAMES else Path(loaded.name)))  # a merged base has one too
     chats = system is not None or report.get("chat")
     if markers := sum(map(prompt.count, loaded.tokenizer.special)):
         read_as = "such" if chats else "ordinary text"
@@ -71,17 +71,17 @@ def generate(
 @app.command()
 def adapters(
     folders: Annotated[list[Path], Argument(metavar="FOLDER", hidden=True, parser=path)],
-    base: Annotated[str | None, Option(metavar="NAME", help="say whether each fits this base")] = None,
+    base: Annotated[str | None, Option(metavar="NAME", help="check whether each fits this base")] = None,
     as_json: AsJson = False,
 ):
-    """Show adapters: rank, targets, size, base, and if they fit.
+    """Show the rank, targets, size and base of adapters.
 
     Example: python -m llm adapters adapters/* --base course
     """
     from llm.adapters import inspect_adapter, load_adapter
     from llm.relatives import remove
 
-    # by scheme, as an adapter fits the base as it was when it was trained
+    # one base per scheme: an adapter fits a base that is quantized as in its training
     loaded, rows = {} if base is None else {None: load_with(base)}, []
     for folder in folders:
         row = dict(folder=str(folder), fits=None, note=None, error=None)
@@ -114,7 +114,7 @@ def merge(
     dtype: Dtype = "float32",
     as_json: AsJson = False,
 ):
-    """Merge ADAPTER into its base and write that as a base, dense.
+    """Merge ADAPTER into its base and write a new, dense base.
 
     Example: python -m llm merge adapters/mine --out build/mine
     """
@@ -126,10 +126,10 @@ def merge(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CourseError(f"{out} is there already and is not an empty folder: choose another --out, or move it away")
     loaded = load_with(base, dtype, adapter=adapter)
-    dequantize(merge_into(loaded.model))  # over what it was trained on, and not the original
+    dequantize(merge_into(loaded.model))  # merge into the weights it was trained on, not the original ones
     bases.save(loaded, out)
     report = read_report(adapter)
-    if report.get("completes") or report.get("chat"):  # it is asked as the adapter was
+    if report.get("completes") or report.get("chat"):  # the merged model is prompted as the adapter was
         asked = ("completes", "join", "chat", "template")
         keep = json.dumps({key: report[key] for key in asked if key in report}) + "\n"
         files.replace(out / REPORT, lambda to: to.write_text(keep, encoding="utf-8"))
@@ -141,7 +141,7 @@ def merge(
 
 
 def load_with(base, dtype="float32", device="cpu", adapter=None, scheme=None):
-    """The base called `base`, with `adapter` on it; without a name the one that the adapter's run or config names."""
+    """Load the base called `base` (or the one that the adapter's run or config names) with `adapter` on it."""
     import torch
 
     from llm import bases
@@ -172,10 +172,10 @@ def load_with(base, dtype="float32", device="cpu", adapter=None, scheme=None):
 
 
 def _named_otherwise(info, base):
-    """What to say of an adapter whose config names another base, where no fingerprint can decide; else None."""
+    """A note if an adapter's config names another base and no fingerprint can decide; otherwise None."""
     from llm.bases.loading import HUB
 
-    # what the hub or a folder's path puts before a name does not count
+    # compare last parts alone: the Hub's owner and parent folders do not count
     ends = {PureWindowsPath(os.path.realpath(HUB.get(name, name))).name.lower() for name in (base, info.base or base)}
     return f"its config names another base, {info.base[:120]!r}" if len(ends) > 1 and not info.fingerprint else None
 

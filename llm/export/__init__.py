@@ -1,5 +1,5 @@
-"""An adapter taken away from Python: to llama.cpp and what is built on it, to Ollama, to the Hugging Face hub.
+"""Exports an adapter to llama.cpp and programs built on it, to Ollama, and to the Hugging Face Hub.
 
-`gguf.py` an adapter or a merged model as a file of llama.cpp's; `llama_cpp.py` its own server, to ask what it makes of one;
-`modelfile.py` what Ollama needs beside it; `model_card.py` a folder for the hub.
+`gguf.py` writes an adapter or a merged model as a llama.cpp file; `llama_cpp.py` runs llama.cpp's own server on such a
+file; `modelfile.py` writes what Ollama needs beside it; `model_card.py` writes a folder for the Hub.
 """

@@ -1,7 +1,7 @@
-"""GGUF, llama.cpp's file format: an adapter, or a whole model with the adapter merged into it.
+"""Writes GGUF, llama.cpp's file format: an adapter, or a whole model with the adapter merged into it.
 
-llama.cpp rotates neighboring pairs of a Llama's queries and keys, transformers their first half against the second. A GGUF
-therefore has the rows of these weights in another order, and so must B, whose rows are outputs as well.
+For rotary positions in a Llama, llama.cpp pairs neighboring rows of queries and keys; transformers pairs the first half
+with the second. A GGUF therefore stores these rows in another order, for the weights and for B, whose rows are outputs.
 """
 
 from pathlib import Path
@@ -15,16 +15,16 @@ from llm.lora import LoraLinear
 from llm.quantize import dequantize, four_bit_layers
 from llm.relatives import DoraLinear, layers_of, merge, method_of
 
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # llama.cpp's word for each
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # llama.cpp's names
 MERGED = "export it with --format merged"
-OWN = ("general.architecture", "general.name", "general.file_type", "general.quantization_version")  # written anew
+OWN = ("general.architecture", "general.name", "general.file_type", "general.quantization_version")  # not copied
 
 
 def write_adapter(base: Base, path: Path) -> None:
-    """Write the LoRA layers that `base` wears as an adapter of llama.cpp's, in float32.
+    """Write the LoRA layers of `base` as a llama.cpp adapter, in float32.
 
-    llama.cpp multiplies B A by alpha / r, and by 1 where alpha is 0: layers that differ in alpha have their scale in B.
-    Raises AdapterError for what llama.cpp cannot add to a model, and BaseError for a kind of model that is not known here.
+    llama.cpp multiplies B A by alpha / r, or by 1 if alpha is 0. If layers differ in alpha, B is multiplied by their
+    scale. Raises AdapterError for what llama.cpp cannot add to a model, and BaseError for an unknown kind of model.
     """
     names, layers = _names(base), layers_of(base.model)
     if not all(isinstance(x, LoraLinear) and not isinstance(x, DoraLinear) for x in layers.values()):
@@ -58,11 +58,11 @@ def write_merged(
     template: str | None = None,
     eot: int | None = None,
 ) -> None:
-    """Merge what `base` wears into it, and write the whole model: matrices in `dtype`, vectors in float32.
+    """Merge the adapter of `base` into it and write the whole model: matrices in `dtype`, vectors in float32.
 
-    source: a GGUF of the base, in whatever precision, for the tokenizer and all else that no weight says. The weights are
-    the model's own. template, eot: a chat template and the token that ends a turn, where they are not those of `source`.
-    Raises BaseError when `source` is no GGUF or that of another model, and when a weight is too large for `dtype`.
+    source: a GGUF of the base in any precision; it gives the tokenizer and all other metadata, but no weights.
+    template, eot: a chat template and the token that ends a turn, if they differ from those of `source`.
+    Raises BaseError when `source` is not a GGUF of this model, and when a weight is too large for `dtype`.
     """
     names, model = _names(base), base.model
 
@@ -92,26 +92,26 @@ def write_merged(
         if field.name not in written and not field.name.startswith("GGUF."):
             inner = field.types[-1] if len(field.types) > 1 else None
             writer.add_key_value(field.name, field.contents(), field.types[0], inner)
-    for key, t in model.named_parameters():  # a tied head is named once, as the embedding
+    for key, t in model.named_parameters():  # a tied head appears once, as the embedding
         module, kind = key.rsplit(".", 1)
         own = f"{names.get_name(module)}.{kind}"
         if old := given.pop(own, None):
             was = _rows(base, module, before.get(key, t).detach().float().cpu())
             now = torch.tensor(
                 gguf.dequantize(old.data, old.tensor_type)
-            ).float()  # a copy: the file itself cannot be written
-            # two bits a weight are off by a third; other weights are as far away as they are large
+            ).float()  # a copy, because the file is mapped read-only
+            # two-bit weights differ by a third of the norm, another model's weights by all of it
             check(was.shape == now.shape and (was - now).norm() <= 0.4 * was.norm(), f"its {own} is another")
-        else:  # a tied head is none of its tensors until something changes it
+        else:  # a tied head has no tensor of its own until an adapter changes it
             check(key in before, f"it has no {own}")
         cast = _rows(base, module, t.detach().to(dtype if t.dim() > 1 else torch.float32))
         if not cast.isfinite().all():
             raise BaseError(f"{key} does not fit into {dtype}: export it with --dtype float32")
         writer.add_tensor(own, _array(cast))
     for own, old in given.items():
-        if own.startswith("rope_"):  # how a long context turns the angles
+        if own.startswith("rope_"):  # rotary frequencies for long contexts
             writer.add_tensor(own, old.data, raw_dtype=old.tensor_type)
-        else:  # a head beside a tied embedding is a copy, for which llama.cpp takes that
+        else:  # a copy of a tied embedding, which llama.cpp uses in its place
             check(own == "output.weight", f"it has {own[:80]!r} as well")
     _finish(writer)
 
@@ -128,7 +128,7 @@ def architecture(base: Base) -> str:
 
 
 def _names(base):
-    """llama.cpp's names for the modules of `base`."""
+    """The map from names of modules of `base` to llama.cpp's names."""
     kind = architecture(base)
     try:
         import gguf
@@ -139,7 +139,7 @@ def _names(base):
 
 
 def _rows(base, module, t):
-    """A weight, a bias or B (out, ...) of `module` with its rows in llama.cpp's order."""
+    """Put the rows of a weight, a bias or B (out, ...) of `module` into llama.cpp's order."""
     config, last = base.model.config, module.rpartition(".")[2]
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(last)
     if architecture(base) != "llama" or not heads:

@@ -1,4 +1,4 @@
-"""A folder that the Hugging Face hub takes as it is: PEFT's two files, what the run says of itself, and a model card."""
+"""Writes a folder ready for the Hugging Face Hub: PEFT's two files, the run's report, and a model card."""
 
 import json
 import os
@@ -17,7 +17,7 @@ UNKNOWN = "unknown"
 
 
 def public_name(adapter: Path, given: str | None = None) -> str:
-    """The name by which the hub has an adapter's base. Raises AdapterError where nobody has said one."""
+    """The Hub's name of an adapter's base. Raises AdapterError if neither `given` nor the adapter has one."""
     named = inspect_adapter(adapter).base
     name = given or HUB.get(read_report(adapter).get("base"), HUB.get(named, named)) or ""
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) or os.path.isdir(user_path(name)):
@@ -26,15 +26,15 @@ def public_name(adapter: Path, given: str | None = None) -> str:
 
 
 def write_hub_folder(adapter: Path, to: Path, base_id: str | None = None, licence: str = UNKNOWN) -> None:
-    """Fill the folder `to`: an adapter under its base's public name, and its card. Nothing in it names this machine.
+    """Fill the folder `to` with an adapter and its model card. Nothing in it identifies this machine.
 
-    Raises AdapterError as `public_name` does, and where the adapter is damaged.
+    Raises AdapterError as `public_name` does, and when the adapter is damaged.
     """
     name, report = public_name(adapter, base_id), read_report(adapter)
     config = json.loads((adapter / CONFIG).read_text(encoding="utf-8")) | dict(base_model_name_or_path=name)
     (to / TENSORS).write_bytes((adapter / TENSORS).read_bytes())
     if report.get("base") not in NAMES:
-        report.pop("base", None)  # a folder of this machine's; the config has the name
+        report.pop("base", None)  # a local folder; the config has the public name
     for file, content in ((CONFIG, config), (REPORT, report)):
         if content:
             (to / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -42,7 +42,7 @@ def write_hub_folder(adapter: Path, to: Path, base_id: str | None = None, licenc
 
 
 def card(adapter: Path, report: dict, base: str, licence: str = UNKNOWN) -> str:
-    """The model card: what the run's report says, and no claim beyond it."""
+    """The text of the model card: what the run's report says, and no claim beyond it."""
     try:
         from huggingface_hub import ModelCard, ModelCardData
     except ImportError:

@@ -1,6 +1,6 @@
-"""A Modelfile, from which Ollama makes a model: the file, the template around what is said, what ends an answer.
+"""Writes a Modelfile, from which Ollama creates a model: the model file, the template, and what ends an answer.
 
-Ollama has a template language of its own, Go's. It knows some chat templates by sight; the others it needs in that language.
+Ollama has its own template language, Go's. It recognizes some chat templates; others must be given in that language.
 """
 
 from llm.errors import TextError
@@ -12,9 +12,9 @@ ROLES = S, U, A = "system", "user", "assistant"
 
 
 def modelfile(tokenizer: Tokenizer, report: dict, base: str = "base.gguf") -> str:
-    """The Modelfile for what a run has trained: a conversation's template, or the bare prompt where it saw no conversation.
+    """The text of a run's Modelfile, with a chat template, or the bare prompt if the run saw no conversations.
 
-    report: of the run, `run.json`. base: the name of the base's own GGUF.
+    report: the run's `run.json`. base: the file name of the base's own GGUF.
     """
     if report and not report.get("chat"):
         template = "{{ .Prompt }}" + BREAK * bool(report.get("completes"))
@@ -40,8 +40,8 @@ def modelfile(tokenizer: Tokenizer, report: dict, base: str = "base.gguf") -> st
 
 
 def go_template(tokenizer: Tokenizer) -> str | None:
-    """The chat template in Ollama's language, where each turn is a fixed text around its content; None where it is more."""
-    begin = dict(tokenizer.named).get("bos_token", "") if tokenizer.begin else ""  # llama.cpp puts it there
+    """The chat template in Ollama's language, if each turn is fixed text around its content; otherwise None."""
+    begin = dict(tokenizer.named).get("bos_token", "") if tokenizer.begin else ""  # llama.cpp adds it
 
     def write(*roles, ask=False):
         messages = [dict(role=role, content=f"@{role}@") for role in roles]
@@ -54,7 +54,7 @@ def go_template(tokenizer: Tokenizer) -> str | None:
         for roles in ((U,), (S, U), (U, A, U), (S, U, A, U, A, U)):
             if default * (S not in roles) + "".join(turns[role] for role in roles) + ask != write(*roles, ask=True):
                 return None
-    except TextError:  # a template without a system's turn
+    except TextError:  # the template rejects a system message
         return None
     if any(mark in text for text in (*turns.values(), default, ask) for mark in ("{{", '"""')):
         return None

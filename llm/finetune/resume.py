@@ -1,4 +1,4 @@
-"""A run that was stopped, gone on with bit for bit from the checkpoint in its folder, which is checked in full."""
+"""Resumes a stopped run bit for bit from the checkpoint in its folder, after checking that checkpoint in full."""
 
 import shutil
 import zipfile
@@ -16,16 +16,16 @@ from llm.finetune.torchrun import ALONE, Group
 from llm.text.chat import with_template
 from llm.tokenizer import GPT2
 
-# whose values have the types that a run's may have, or None
+# each value has the type that a checkpoint's must have, unless that is None
 SOME = Settings("", steps=1, lr=1.0, block=1, quantize="", epochs=1.0, measure=1, patience=1, map="", template="")
 KINDS = {name: (float, int) if type(value) is float else (type(value),) for name, value in vars(SOME).items()}
 
 
 def resume(out: Path, given: dict | None = None, device: str = "cpu", group: Group = ALONE) -> Run:
-    """The run in `out` where it was stopped; the caller has the folder to itself, as in `together`.
+    """Resume the run in `out` where it stopped. The caller must hold the folder's lock, as in `together`.
 
-    given: settings that are given again and must be the run's own; text and base may have moved, but must be the same
-    inside. Raises RunError when there is nothing to resume, it is damaged, or a setting differs, and as `begin` does.
+    given: settings that are given again and must equal the run's. Text and base may have moved, but not changed. Raises
+    RunError when there is nothing to resume, it is damaged, or a setting differs, and whatever `begin` raises.
     """
     path, given = out / RESUME, dict(given or {})
     if not path.is_file():
@@ -34,17 +34,17 @@ def resume(out: Path, given: dict | None = None, device: str = "cpu", group: Gro
                 f"the run in {out} has finished, after step {done}: start a new one with more --steps and another --out"
             )
         raise RunError(f"there is nothing to resume in {out}, as no run was started there: leave --resume out")
-    for unfinished in out.glob(f"{files.UNFINISHED}*") if group.rank == 0 else ():  # by a run that was killed
+    for unfinished in out.glob(f"{files.UNFINISHED}*") if group.rank == 0 else ():  # left by a killed run
         shutil.rmtree(unfinished, ignore_errors=True)
     with _sound(path):
-        with zipfile.ZipFile(path) as archive:  # torch itself checks no checksum
+        with zipfile.ZipFile(path) as archive:  # torch verifies no checksums
             damaged = archive.testzip()
         state = torch.load(path, map_location="cpu", weights_only=True)
         settings, digests = Settings(**state["settings"]), dict(state["digests"])
         odd = [x for name, x in vars(settings).items() if type(x) not in (*KINDS[name], type(None))]
         if damaged or odd or state["step"] < 0:
             raise ValueError
-    if given.get("template") is not None:  # a run keeps what the file held
+    if given.get("template") is not None:  # a run stores the template's text, not its file name
         given["template"] = with_template(GPT2, given["template"]).template
     moved = {name: given.pop(name) for name in ("data", "base") if name in given}
     anew = "to go on, or choose another --out for a new run"
@@ -79,10 +79,10 @@ def resume(out: Path, given: dict | None = None, device: str = "cpu", group: Gro
 
 @contextmanager
 def _sound(path):
-    """What fails inside the `with` fails because of what is in the checkpoint."""
+    """Turn any error inside the `with` into a RunError that blames the checkpoint."""
     try:
         yield
-    except Exception:  # torch raises half a dozen kinds here
+    except Exception:  # torch raises many types of errors here
         raise RunError(
             f"{path} is damaged, or another version of the course wrote it: the adapter beside it may be sound; for a "
             "new run choose another --out"

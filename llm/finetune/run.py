@@ -1,8 +1,8 @@
-"""One fine-tune, by LoRA or a relative, of any base on any text, as a generator of steps: saved as it goes.
+"""One fine-tune of any base on any text, by LoRA or a relative, as a generator of steps that saves as it goes.
 
-The adapter's folder holds the adapter of the best step measured so far in PEFT's format, `run.json`, `log.jsonl` with a
-line a step and, until the run has finished, `resume.pt`: settings, factors of the step at work and of the best one,
-optimizer state, step. What is random at a step depends on (seed, step, process) alone, so there is no other state.
+The adapter's folder holds the adapter of the best step measured so far (in PEFT's format), `run.json`, `log.jsonl` with
+one line a step and, until the run has finished, `resume.pt`: settings, factors of the current and the best step,
+optimizer state, step. All randomness depends only on (seed, step, process), so there is no other state to save.
 """
 
 import hashlib
@@ -35,8 +35,8 @@ from llm.text.formats import read_map
 from llm.training import Step, evaluate, make_optimizer, train
 
 RESUME, REPORT, LOG = "resume.pt", "run.json", "log.jsonl"
-# Where a run is measured: at these shares of it, as many a loss turns early. One measurement takes about as long as a
-# step, so a short run is measured every few steps.
+# Shares of a run after which the held-out loss is measured; two come early, because many losses turn early. Measuring
+# takes about as long as a step, so a run of fewer than SHORT steps measures every FEW steps.
 SHARES, FEW, SHORT = (0.02, 0.05, *(i / 10 for i in range(1, 11))), 5, 50
 WARMUP = 10  # steps
 Factors = dict[str, list[torch.Tensor]]
@@ -44,10 +44,10 @@ Factors = dict[str, list[torch.Tensor]]
 
 @dataclass
 class Run:
-    """A run that is ready to train; `done` counts the steps that are behind it.
+    """A run that is ready to train; `done` counts its finished steps.
 
-    curve: held-out losses where they were measured, (step, nats per token), the base's first. best: the lowest behind it,
-    and kept what the layers had learned by then. log: what `log.jsonl` holds, a row a step.
+    curve: measured held-out losses, (step, nats per token), the base's first. best: the lowest point after the base's.
+    kept: what the layers had learned by then. log: the rows of `log.jsonl`, one a step.
     """
 
     settings: Settings
@@ -56,7 +56,7 @@ class Run:
     data: Dataset
     optimizer: torch.optim.Optimizer
     group: Group
-    digests: dict[str, str]  # of the text, the base and its tokenizer, to resume with the same
+    digests: dict[str, str]  # of the text, the base and its tokenizer; a resumed run needs the same
     done: int = 0
     finished: bool = False
     curve: list[tuple[int, float]] = field(default_factory=list)
@@ -70,22 +70,22 @@ class Run:
         return [row["loss"] for row in self.log if "loss" in row]
 
     def steps(self, every: int = 50, stop: Callable[[], bool] = lambda: False) -> Iterator[Step]:
-        """Train on; the loss of each step is the whole batch's. Saves every `every` steps, at the end, and when `stop`
-        says so after a step, which then was the last. A run that has finished leaves the best step in the model, too.
+        """Train, yielding each step with the loss of the whole batch. Saves every `every` steps and at the end.
 
-        Raises TrainingError as `train` does, PeerError when another process is gone, AdapterError when the adapter cannot
-        be saved, OSError when the disk is full; what was saved last can be resumed.
+        If `stop` returns true after a step, the run saves and ends. A finished run has its best step in the model.
+        Raises TrainingError as `train` does, PeerError when another process is gone, AdapterError when the adapter
+        cannot be saved, and OSError when the disk is full; the last save can then be resumed.
         """
         s, loss, main = self.settings, self.group.loss(self.base.loss), self.group.rank == 0
         gap = s.measure or (FEW if s.steps < SHORT else None)
         measured = range(gap, s.steps, gap) if gap else [round(s.steps * x) for x in SHARES]
         measured = {*measured, s.steps}
         options = dict(optimizer=self.optimizer, start=self.done, precision=s.precision, accumulate=s.accumulate)
-        options |= dict(warmup=min(WARMUP, s.steps // 2))  # else a run of ten steps would never reach its rate
+        options |= dict(warmup=min(WARMUP, s.steps // 2))  # otherwise a run of ten steps would never reach its rate
         with closing(train(self.base.model, self._batches(), steps=s.steps, lr=s.lr, loss=loss, **options)) as training:
             self.heldout()
             if not self.done:
-                self.save()  # a folder that takes no file is found before the first step, not after the last
+                self.save()  # an unwritable folder must fail before the first step, not after the last
             self.finished = self.done == s.steps or self._in_vain()
             with self._opened_log() as log:
                 while not self.finished and (step := guarded(next, training, None)):
@@ -107,13 +107,13 @@ class Run:
                 (self.out / RESUME).unlink(missing_ok=True)
 
     def counts(self) -> tuple[int, int]:
-        """Parameters that train, and all there are with the adapter's, those in four bits among them."""
+        """The numbers of trainable parameters and of all parameters, including the adapter's and four-bit ones."""
         sizes = [(p.numel(), p.requires_grad) for p in self.base.model.parameters()]
         packed = sum(x.in_features * x.out_features for x in four_bit_layers(self.base.model).values())
         return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes) + packed
 
     def heldout(self) -> float | None:
-        """Mean loss in nats per token on text that is not trained on, as last measured; None where rank 0 measures it."""
+        """The last measured held-out loss in nats per token; None in other processes than rank 0, which measures it."""
         if not self.log and self.group.rank == 0:
             self.log.append(dict(step=0, heldout=self._measure()))
         return self.curve[-1][1] if self.curve else None
@@ -126,22 +126,22 @@ class Run:
         return loss
 
     def _in_vain(self):
-        """Whether as many measurements as there is patience came behind the best one."""
+        """Whether the last `patience` measurements have brought no new best."""
         late = self.curve[-(self.settings.patience or 0) :]
         return bool(self.settings.patience and late and late[0][0] > (self.best or (0,))[0])
 
     def _opened_log(self):
-        """`log.jsonl` with the steps that are done, to which each line goes at once; elsewhere than in rank 0 nothing."""
+        """Open `log.jsonl`, with its finished steps, for appending line by line; ranks other than 0 write nowhere."""
         if self.group.rank:
             return open(os.devnull, "w")
         files.replace(self.out / LOG, lambda to: to.write_text("".join(json.dumps(row) + "\n" for row in self.log)))
         return open(self.out / LOG, "a", buffering=1)
 
     def save(self) -> None:
-        """Write the adapter and what a resumed run needs; a refusal, a full disk or a kill leaves what can be resumed.
+        """Write the adapter and the state to resume from; a failed save or a kill leaves a folder that can be resumed.
 
-        The adapter is the best step's, or this one's where none was measured yet. It goes first, as it may refuse: a run
-        that is killed between the two does a few steps again.
+        The adapter is the best step's, or the current one's if none was measured yet. It is written first, because that
+        may fail; a run that is killed between the two repeats a few steps.
         """
         if self.group.rank:
             return
@@ -172,7 +172,7 @@ class Run:
 
 
 def learned(model: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
-    """What each layer has beside its base, by module path: A and B, and whatever a relative has."""
+    """The parameters that each layer adds to its base, by module path: A and B, or whatever a relative has."""
     return {path: list(layer.parameters(recurse=False)) for path, layer in layers_of(model).items()}
 
 
@@ -182,7 +182,7 @@ def _copied(model) -> Factors:
 
 @torch.no_grad()
 def put(model: torch.nn.Module, factors: Factors) -> None:
-    """Let the layers have learned what they had when `factors` were copied."""
+    """Copy `factors` back into the layers."""
     layers = learned(model)
     for path, copies in factors.items():
         for p, copy in zip(layers[path], copies):
@@ -190,10 +190,10 @@ def put(model: torch.nn.Module, factors: Factors) -> None:
 
 
 def begin(settings: Settings, out: Path, device: str = "cpu", group: Group = ALONE) -> Run:
-    """A new run, its model loaded and wrapped; nothing is written yet.
+    """Start a new run: load and wrap its model. Nothing is written yet.
 
-    Raises RunError when `out` holds a run or an adapter, and the CourseError of whatever is wrong in the settings, the
-    text or the base.
+    Raises RunError when `out` holds a run or an adapter, and another CourseError when the settings, the text or the
+    base cannot be used.
     """
     if (out / RESUME).exists():
         raise RunError(f"{out} holds a run that was stopped: add --resume to go on, or choose another --out")
@@ -208,9 +208,9 @@ def begin(settings: Settings, out: Path, device: str = "cpu", group: Group = ALO
 
 @contextmanager
 def together(make: Callable[[], Run], out: Path, group: Group = ALONE) -> Iterator[Run]:
-    """The run that `make` returns, once every process of the group has the same; the group has `out` to itself meanwhile.
+    """Yield the run that `make` returns, once every process of the group has the same; `out` is locked meanwhile.
 
-    Raises RunError when another run is at work in `out`, and in all processes when one has no run or they differ.
+    Raises RunError when another run is using `out`, and in all processes when one of them has no run or they differ.
     """
     run = problem = None
     with ExitStack() as claim:
@@ -234,20 +234,20 @@ def together(make: Callable[[], Run], out: Path, group: Group = ALONE) -> Iterat
 
 
 def _drawn(run):
-    """A digest of A and B: each process draws them by itself, and they are not sent."""
+    """A digest of A and B, which each process initializes itself, as they are not sent."""
     factors = [p.detach().cpu().numpy().tobytes() for layer in learned(run.base.model).values() for p in layer]
     return hashlib.sha256(b"".join(factors)).hexdigest()
 
 
 def prepare(settings: Settings, out: Path, device: str = "cpu", group: Group = ALONE) -> Run:
-    """A run at its first step: base and text loaded, the model wrapped. Raises what `begin` raises."""
+    """Load base and text and wrap the model: a run at its first step. Raises what `begin` raises."""
     settings.check()
     if settings.rows < group.size:
         raise SettingError(f"--rows {settings.rows} is less than a row for each of {group.size} processes: give more")
     base = bases.load(settings.base, getattr(torch, settings.dtype), device, settings.quantize)
     if settings.template is not None:
         base = replace(base, tokenizer=with_template(base.tokenizer, settings.template))
-        settings = replace(settings, template=base.tokenizer.template)  # what a file of that name held
+        settings = replace(settings, template=base.tokenizer.template)  # the file's text in place of its name
     reading = settings.block, settings.skip_long, read_map(settings.map), settings.train_on
     data = load_dataset(settings.data, base.tokenizer, base.context, *reading)
     if settings.steps is None:
@@ -258,7 +258,7 @@ def prepare(settings: Settings, out: Path, device: str = "cpu", group: Group = A
     if settings.checkpointing:
         base.model.gradient_checkpointing_enable()
     digests = {"data": data.digest, "base": fingerprint(base.model), "tokenizer": base.tokenizer.digest}
-    for name, ours in (("base", bases.NAMES), ("data", names())):  # a run goes on from any folder
+    for name, ours in (("base", bases.NAMES), ("data", names())):  # absolute, so a run can resume from any folder
         if (value := getattr(settings, name)) not in ours:
             settings = replace(settings, **{name: os.path.abspath(user_path(value))})
     if settings.lr is None:
@@ -269,26 +269,26 @@ def prepare(settings: Settings, out: Path, device: str = "cpu", group: Group = A
     targets = targets_of(settings.targets)
     try:
         method.prepare(base.model, settings.rank, settings.alpha, settings.scaling, targets=targets, **chosen)
-    except ValueError as error:  # `lora.py` knows none of our errors
+    except ValueError as error:  # `lora.py` knows none of our error types
         raise SettingError(str(error)) from None
     return Run(settings, out, base, data, make_optimizer(base.model, method.rates(settings.lr)), group, digests)
 
 
 def _portable(base, out):
-    """A base's name, or the way to its folder from the adapter's, which says nothing of the machine."""
+    """A base's name, or its folder relative to the adapter's, which reveals nothing about this machine."""
     if base in bases.NAMES:
         return base
     try:
         way = Path(os.path.relpath(base, os.path.realpath(out))).as_posix()
-    except ValueError:  # on Windows, from one drive to another
+    except ValueError:  # on Windows, if they are on different drives
         way = Path(base).name
     return f"./{way}" if way in bases.NAMES else way
 
 
 def read_report(folder: Path | None) -> dict:
-    """What `run.json` in the folder of an adapter or a merged base says of the run; empty where there is none.
+    """Read `run.json` in the folder of an adapter or a merged base; empty if there is none.
 
-    base: a name of `bases.NAMES`, or the absolute path of a folder, which the file names as seen from the adapter's.
+    base: a name in `bases.NAMES`, or the absolute path of a folder; the file has it relative to its own folder.
     """
     try:
         report = dict(json.loads((user_path(folder) / REPORT).read_text(encoding="utf-8")))

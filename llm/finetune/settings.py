@@ -1,37 +1,36 @@
-"""The settings of a fine-tune: their defaults, and which values make no sense.
+"""The settings of a fine-tune: their defaults, and which values are invalid.
 
-Imports nothing that takes time, as the command line shows the defaults in its help.
+Imports nothing slow, because the command line shows the defaults in its help.
 """
 
 from dataclasses import dataclass
 
 from llm.errors import SettingError
 
-# `relatives` has more methods; these are the ones whose adapters can be saved
+# the methods whose adapters can be saved; `relatives` has more
 METHODS = ("lora", "rslora", "lora+", "lora-fa", "dora", "pissa", "ia3")
 PRECISIONS = ("auto", "float32", "bfloat16")  # as `loss.py` has them
 WORDS = dict(dtype=("float32", "bfloat16"), precision=PRECISIONS, method=METHODS)  # float16 would need loss scaling
 WORDS["train_on"] = ("answers", "last", "all")
 STEPS = 100  # unless steps or epochs are given
-# Peak learning rate of LoRA, by the base: the course's own model, as data/results/rates.csv has it, and any other, whose
-# wider layers start hotter.
+# Peak learning rate of LoRA for the course's own model (measured in data/results/rates.csv), and for any other, whose
+# layers are wider and need a lower one.
 COURSE_RATE, OTHER_RATE = 1e-2, 1e-3
-# as high, as data/results/relatives.csv has it: LoRA+'s B at LoRA's rate; IA3's factors, which start at 1, between the two
+# multiples of that rate, from data/results/relatives.csv: LoRA+ has its B at LoRA's rate, and IA3 needs a higher one
 TIMES = {"lora+": 1 / 16, "ia3": 10}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A run in full: the same settings, text and base on the same machine give the same adapter, bit for bit.
+    """All settings of a run: the same settings, text and base on the same machine give the same adapter, bit for bit.
 
-    method: one of METHODS; lr is the rate of A where LoRA+ has two.
-    targets: see `target_words.py`. start, dropout: see `LoraLinear`. rows: of a batch, in all processes together. block,
-    skip_long: see `load_dataset`. precision, accumulate: see `train`. checkpointing: work activations out again in the
-    backward instead of keeping them. quantize: the base's linear layers in four bits, a word as `bases.load` takes it.
-    steps: or epochs instead, of as many rows as the data have; they are drawn at random, so some come twice and some never.
-    measure: steps between two measurements of the held-out loss. patience: measurements in a row without a new best, after
-    which the run ends. map, train_on, template: see `load_dataset` and `text/chat.py`.
-    lr: None is `COURSE_RATE` for the course's model, `OTHER_RATE` for any other, `TIMES` as high for some methods.
+    method: one of METHODS. targets: see `target_words.py`. start, dropout: see `LoraLinear`. rows: the batch size over
+    all processes. block, skip_long: see `load_dataset`. precision, accumulate: see `train`. checkpointing: recompute
+    activations in the backward pass instead of storing them. quantize: the four-bit scheme of the base's linear layers,
+    as in `bases.load`. epochs: replaces steps, in multiples of the number of rows; rows are drawn at random, so some
+    come twice and some never. measure: steps between measurements of the held-out loss. patience: end the run after
+    this many measurements in a row without a new best. map, train_on, template: see `load_dataset` and `text/chat.py`.
+    lr: the peak rate, of A in LoRA+; None means `COURSE_RATE` or `OTHER_RATE`, times the method's factor in `TIMES`.
     """
 
     data: str
@@ -62,7 +61,7 @@ class Settings:
     template: str | None = None
 
     def check(self) -> None:
-        """Raises SettingError with one sentence for the first setting that makes no sense."""
+        """Raise SettingError with one sentence for the first invalid setting."""
         if self.method == "qlora":
             raise SettingError("QLoRA is LoRA over a base of four bits: give --method lora --quantize nf4")
         for name in ("rank", "steps", "rows", "block", "seed", "accumulate", "measure", "patience"):

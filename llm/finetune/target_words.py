@@ -1,9 +1,9 @@
-"""Which layers LoRA wraps, by a word: on the command line, in the lab and in the experiments."""
+"""The words that say which layers LoRA wraps: on the command line, in the lab and in the experiments."""
 
 import re
 from collections.abc import Callable
 
-# a part of the layer's path that is, or has in it; None is every linear but the head
+# a pattern that some part of a layer's path matches; None means every linear layer but the head
 TARGETS = {
     "all": None,
     "attention": r"attn|attention|^att$",  # GPT-2's attn, Llama's self_attn, Pythia's attention
@@ -12,7 +12,7 @@ TARGETS = {
 
 
 def targets_of(targets: str) -> Callable[[str], bool] | list[str] | None:
-    """A word of `TARGETS`, or names of linear layers with commas between them, as `apply_lora` takes targets."""
+    """Convert a word of `TARGETS`, or comma-separated names of linear layers, into targets for `apply_lora`."""
     if targets not in TARGETS:
         return [name.strip() for name in targets.split(",")]
     pattern = TARGETS[targets]

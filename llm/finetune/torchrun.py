@@ -1,7 +1,7 @@
-"""The processes of one training run: each takes its rows of every batch, all take one step.
+"""The processes of one training run: each trains on its rows of every batch, and all take the same step.
 
-Each process makes the whole batch and keeps its own rows of it, so no data travel. What travels is the gradients of what
-trains, A and B, once a step, over gloo on CPUs and NCCL on GPUs.
+Each process builds the whole batch and keeps its own rows, so no data is sent. Only the gradients of the trainable
+parameters, A and B, are sent, once a step, over gloo on CPUs and NCCL on GPUs.
 """
 
 import os
@@ -17,20 +17,20 @@ from llm.training import Loss, SharedLoss, best_device
 
 @dataclass(frozen=True)
 class Group:
-    """This process's place among `size`. Rank 0 writes, prints and evaluates."""
+    """This process's rank among `size` processes. Rank 0 writes, prints and evaluates."""
 
     rank: int = 0
     size: int = 1
 
     def loss(self, loss: Loss) -> Loss | SharedLoss:
-        """`loss` of whole batches, for `train`, of which this process grades every `size`-th row.
+        """The loss for `train`: `loss` over whole batches, of which this process computes every `size`-th row.
 
-        `together` has compared the bases and every A, so none of them has to travel.
+        `together` has compared the bases and every A, so none of them need to be sent.
         """
         return loss if self.size == 1 else SharedLoss(loss, self.rank, self.size, self._add)
 
     def _add(self, parameters, loss):
-        """One call for all gradients and the loss, also where this process had nothing to grade: the others wait for it."""
+        """Sum all gradients and the loss in one call, even if this process graded nothing: the others wait for it."""
         for p in parameters:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         sums = torch.cat([loss.reshape(1), *(p.grad.flatten() for p in parameters)])
@@ -41,7 +41,7 @@ class Group:
         return loss[0]
 
     def agree(self, loss: float, *wishes: bool) -> tuple[float, bool]:
-        """The mean over the processes of the whole batch's loss, and whether any of them has each of the wishes."""
+        """The mean of `loss` over the processes, and for each wish whether any process has it."""
         if self.size == 1:
             return loss, *wishes
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -50,7 +50,7 @@ class Group:
         return sums[0].item(), *(wish > 0 for wish in sums[1:].tolist())
 
     def gather(self, value: object) -> list:
-        """The `value` of each process, in the order of their ranks."""
+        """The `value` of every process, in the order of ranks."""
         values = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)
@@ -61,18 +61,17 @@ ALONE = Group()
 
 
 def join(device: str) -> tuple[torch.device, Group]:
-    """The device called `device` for this process, and the group that it was started in, or ALONE.
+    """Join the group that this process was started in; returns this process's device, and the group or ALONE.
 
-    The environment says which, as torchrun or a script under SLURM sets it for torch's `env://`. Raises
-    SettingError as `best_device` does, RunError when a variable is missing or makes no sense, and PeerError when the
-    processes do not find each other.
+    The environment names the group, as torchrun or a SLURM script sets it for torch's `env://`. Raises SettingError as
+    `best_device` does, RunError when a variable is missing or invalid, and PeerError when the processes cannot connect.
     """
     defaults = dict(WORLD_SIZE="1", RANK="", LOCAL_RANK="0", MASTER_ADDR="", MASTER_PORT="")
     values = {name: os.environ.get(name) or default for name, default in defaults.items()}
     size = values["WORLD_SIZE"]
     if size == "1":
         return best_device(device), ALONE
-    for name, value in values.items():  # clusters and notebooks set some of them for themselves
+    for name, value in values.items():  # clusters and notebooks set some of them for their own use
         sound = value if name == "MASTER_ADDR" else value.isdecimal() and len(value) < 6
         sound = sound and not (name == "WORLD_SIZE" and int(value) < 1 or name == "RANK" and int(value) >= int(size))
         if not sound or name == "MASTER_PORT" and not 0 < int(value) < 2**16:
@@ -87,13 +86,13 @@ def join(device: str) -> tuple[torch.device, Group]:
 
 
 def leave(group: Group) -> None:
-    """Give the connections back."""
+    """Close the connections of the group."""
     if group.size > 1:
         dist.destroy_process_group()
 
 
 def guarded(work: Callable, *args) -> object:
-    """`work(*args)`, in which a connection that breaks is a PeerError."""
+    """Call `work(*args)` and turn a broken connection into a PeerError."""
     try:
         return work(*args)
     except RuntimeError as error:

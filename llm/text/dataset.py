@@ -1,7 +1,7 @@
-"""What `finetune` reads: a corpus by name or a learner's own file, as batches in any base's tokens.
+"""What `finetune` trains on: a corpus by name or a learner's own file, as batches in any base's tokens.
 
-A text becomes windows, its loss on every token; rows of prompt and completion have theirs on the completion alone, and
-conversations on their answers. Knows nothing about models.
+A text is cut into windows, and every token counts in the loss. For rows of prompt and completion only the completion
+counts, and for conversations only the answers. Knows nothing about models.
 """
 
 import hashlib
@@ -21,18 +21,18 @@ from llm.text.tables import SUFFIXES, Table, named, read_table
 from llm.text.txt import losses
 from llm.tokenizer import GPT2, Tokenizer
 
-HELD = 32  # rows that the loss before and after is measured on: a few seconds, also for a real model
-WINDOW = 64  # tokens of a window, unless somebody says otherwise
+HELD = 32  # held-out rows to measure the loss on: this takes a few seconds even for a real model
+WINDOW = 64  # default tokens per window
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training batches by (rows, seed, start), held-out batches, and a digest that tells one text from another.
+    """Training batches from (rows, seed, start), held-out batches, and a digest that identifies the text.
 
-    completes: made of prompts and completions, so a prompt is put as `examples.ask` puts it when the model is asked.
-    skipped: how many rows of the file are too long and left out. notes: what of the file has no effect, in sentences.
-    kind: the format's name. chat: made of conversations, in the template of the tokenizer. size: rows, or windows of a
-    text, that are trained on; None where they never end. rows: all of them in tokens, those that are trained on first.
+    completes: the data are prompts and completions, so `examples.ask` formats a prompt for the trained model. skipped:
+    the number of rows left out as too long. notes: sentences about the file, such as what in it has no effect. kind:
+    the format's name. chat: the data are conversations in the tokenizer's template. size: the number of training rows,
+    or of training windows of a text; None if they never end. rows: all rows as tokens, training rows first.
     """
 
     batches: Callable[[int, int, int], Iterator[Batch]]
@@ -48,7 +48,7 @@ class Dataset:
 
 
 def names() -> tuple[str, ...]:
-    """The corpora that `load_dataset` knows."""
+    """The names of the corpora that `load_dataset` knows."""
     return *download.sources(), "records"
 
 
@@ -61,12 +61,12 @@ def load_dataset(
     fields: dict[str, str] | None = None,
     train_on: str = "answers",
 ) -> Dataset:
-    """The corpus called `data`, or the learner's file of that name: a `.txt`, or rows of one of `formats.FORMATS`.
+    """Load the corpus called `data`, or the file at that path: a `.txt`, or rows of one of `formats.FORMATS`.
 
-    block: tokens of a window (64, or the context if that is shorter); the most that a row may have (the context).
-    skip_long: leave out the rows of a file of which nothing fits. fields: a file's names of fields by ours. train_on:
-    what counts of a row, one of `chat.TRAIN_ON`: its answers, the last one, or every token.
-    Raises TextError when the text cannot be had or used, and SettingError when block does not fit the context.
+    block: tokens per window of a text (default 64, or the context if shorter), or the most tokens of a row (default the
+    context). skip_long: leave out rows of which nothing fits. fields: the file's field name for each of ours. train_on:
+    what counts in the loss, one of `chat.TRAIN_ON`.
+    Raises TextError when the text is missing or unusable, and SettingError when `block` does not fit the context.
     """
     check_block(block, context)
     window, limit = block or min(WINDOW, context), block or context
@@ -82,7 +82,7 @@ def load_dataset(
     raw = txt.read(path, SUFFIXES, names())
     text = txt.decode(path, raw)
     ids = torch.tensor([*tokenizer.encode(text), tokenizer.end])
-    held = max(len(ids) // 10, window + 1)  # the end of the text: no window lies in both
+    held = max(len(ids) // 10, window + 1)  # tokens at the end of the text; no window spans both parts
     if len(ids) - held <= window:
         raise TextError(
             f"{path} is too short: {len(ids)} tokens, and windows of {window} need {2 * (window + 1)} to train on some and "
@@ -92,7 +92,7 @@ def load_dataset(
 
 
 def check_block(block: int | None, context: int) -> None:
-    """Raises SettingError when a window of `block` tokens does not fit the context."""
+    """Raise SettingError when a window of `block` tokens does not fit the context."""
     if block is not None and not 1 <= block <= context:
         raise SettingError(f"--block {block} does not fit this base: its context takes 1 to {context} tokens")
 

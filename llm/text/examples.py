@@ -1,4 +1,4 @@
-"""A row of tokens: how prompt and completion are joined, which tokens count in the loss, how rows are padded."""
+"""One row of tokens: how prompt and completion are joined, which tokens count in the loss, how rows are padded."""
 
 import torch
 
@@ -8,24 +8,24 @@ from llm.text.batches import Batch
 from llm.tokenizer import GPT2, Tokenizer
 
 BREAK = "\n"  # between prompt and completion
-JOIN = "a line break, unless the prompt ends in one"  # what `run.json` says of how the two are joined
-# Token lists, by turns only read and graded: (prompt, completion), and on through the answers of a conversation. The first
-# is never empty, as nothing predicts a text's first token.
+JOIN = "a line break, unless the prompt ends in one"  # how `run.json` records that prompt and completion are joined
+# Lists of tokens, alternately ungraded and graded (in the loss): (prompt, completion), and so on for the answers of a
+# conversation. The first list is never empty, because nothing predicts a text's first token.
 Example = tuple[list[int], ...]
 
 
 def ask(prompt: str, join: str | None = JOIN) -> str:
-    """A prompt as a model is given it, in training and when it is asked: it ends in a line break.
+    """Format a prompt as the model sees it in training and in use: it ends in a line break.
 
-    join: what the run's report says; one of an older run says nothing, and got one line break more whatever it ended in.
+    join: the value in the run's report. Older runs recorded none; they always added a line break, even after another.
     """
     return prompt if join == JOIN and prompt.endswith(BREAK) else prompt + BREAK
 
 
 def example(prompt: str, completion: str, tokenizer: Tokenizer = GPT2) -> Example:
-    """Prompt and completion as tokens: the beginning token, if there is one, before them and the end token behind.
+    """Tokenize prompt and completion, with the beginning token (if any) before them and the end token after them.
 
-    A completion is encoded as it stands behind its prompt: many tokenizers put a blank before what begins a text.
+    A completion is encoded in its place after the prompt, because many tokenizers add a blank at the start of a text.
     """
     start, whole = tokenizer.start(ask(prompt)), tokenizer.start(ask(prompt) + completion)
     behind = whole[len(start) :] if whole[: len(start)] == start else tokenizer.encode(completion)
@@ -33,12 +33,12 @@ def example(prompt: str, completion: str, tokenizer: Tokenizer = GPT2) -> Exampl
 
 
 def length(row: Example) -> int:
-    """How many tokens of context a row takes: its last token is only a target."""
+    """The number of context tokens that a row needs; its last token is only a target."""
     return sum(map(len, row)) - 1
 
 
 def pad(rows: list[Example], end: int, width: int | None = None) -> Batch:
-    """Rows as inputs and targets (rows, width), by default as wide as the longest: only graded tokens are targets.
+    """Pad rows to inputs and targets (rows, width), by default as wide as the longest; only graded tokens are targets.
 
     Raises SettingError when a row is longer than `width`.
     """
@@ -54,5 +54,5 @@ def pad(rows: list[Example], end: int, width: int | None = None) -> Batch:
 
 
 def targets(row: Example) -> list[int]:
-    """A row's tokens, with IGNORE for each that is only read."""
+    """The tokens of a row, with IGNORE in place of each ungraded one."""
     return [token if i % 2 else IGNORE for i, part in enumerate(row) for token in part]

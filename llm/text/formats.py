@@ -1,7 +1,7 @@
-"""What a row is, by the names of its fields: a text, a prompt and its completion, a conversation, a preference.
+"""What a row is, told by its field names: a text, a prompt and its completion, a conversation, or a preference.
 
-Every kind of conversation becomes OpenAI's messages, as chat templates read them. Fields are recognized by the names that
-their format gives them, and never guessed: `--map` says which of a file's names stand for these.
+Every kind of conversation becomes OpenAI's messages, which chat templates read. Fields are recognized by their format's
+exact names and never guessed; `--map` translates a file's own names.
 """
 
 import json
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from llm.errors import SettingError, TextError
 from llm.text.txt import check_text
 
-# what a row has to have, by the format's name for people; the first that a row has counts
+# the required fields of each format; the first format whose fields a row has counts
 FORMATS = {
     "messages": ("messages",),
     "ShareGPT": ("conversations",),
@@ -41,14 +41,14 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "function_call"), "assistant"),
     **dict.fromkeys(("tool", "observation", "function"), "tool"),
 }
-GRADES = ("weight", "train")  # keys by which other tools leave single messages out of the loss
+GRADES = ("weight", "train")  # keys with which other tools exclude single messages from the loss
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row that can be read. kind: "text", "prompt" for a prompt and a completion of plain text, or "chat".
+    """A valid row. kind: "text", "prompt" for a prompt and a completion of plain text, or "chat".
 
-    answers_from: assistant messages before this index are only read.
+    answers_from: assistant messages before this index do not count in the loss.
     """
 
     where: str
@@ -62,7 +62,7 @@ class Row:
 
 
 def read_map(text: str | None) -> dict[str, str]:
-    """The names of a file's fields by ours, from "prompt=question,completion=answer"; raises SettingError for another."""
+    """Parse "prompt=question" into the file's field name for each of ours; raises SettingError for unknown names."""
     names = dict(map(str.strip, pair.partition("=")[::2]) for pair in (text or "").split(",") if pair)
     if wrong := [ours for ours, theirs in names.items() if ours not in NAMES or not theirs]:
         ours, theirs = wrong[0][:40], names[wrong[0]][:40]
@@ -76,9 +76,10 @@ def read_map(text: str | None) -> dict[str, str]:
 
 
 def as_rows(rows: Iterable[tuple[str, dict]], names: dict[str, str] | None = None) -> tuple[str, list[Row], Counter]:
-    """The format, the rows, and how many rows have each key that has no effect; names: a file's field names by ours.
+    """Return the format of rows, the parsed rows, and for each key without effect the number of rows that have it.
 
-    Raises TextError for the first row that is of no format, of another than the first, or a preference.
+    names: the file's field name for each of ours. Raises TextError for the first row that has no known format, has
+    another format than the first row, or is a preference.
     """
     names, made, unread, first = names or {}, [], Counter(), None
     for where, fields in rows:
@@ -109,16 +110,16 @@ def _renamed(fields, names):
 
 
 def _is_chat(value):
-    """Messages, or a text that is them in JSON, as tables hold them: a text may begin with a bracket, too."""
+    """Whether a value is messages, or their JSON text as tables have it. Plain text may also begin with a bracket."""
     return isinstance(value, list) or isinstance(value, str) and re.match(r'\s*\[\s*\{\s*"(role|content)"', value)
 
 
 def _unknown(fields, row, names):
-    """Why a row is of no format, and what to do."""
+    """Why a row has no known format, and what to do about it."""
     has = ", ".join(repr(str(key))[:40] for key in [*fields][:5]) or "nothing"
     near = next((keys for keys in FORMATS.values() if row.keys() & {*keys}), FORMATS["prompt/completion"])
     missing, free = [key for key in near if key not in row], [str(key)[:40] for key in row if key not in NAMES]
-    # by what such fields are often called, else in their order: a suggestion, which is a person's to make
+    # suggest fields by their usual names, else by their order; the person decides
     alike = [next((name for name in free if name.lower() in USUAL.get(key, ())), None) for key in missing]
     free = alike if all(alike) else [name for name in free if name.lower() not in ("id", "index")]
     named = f" ({names[missing[0]]!r} by --map)" if missing[0] in names else ""
@@ -188,7 +189,7 @@ def _string(where, key, value, names, empty=True):
 
 
 def _list(where, key, value):
-    """A list, which tables often hold as JSON."""
+    """Return a list, which tables often hold as JSON text."""
     try:
         value = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
@@ -199,7 +200,7 @@ def _list(where, key, value):
 
 
 def _messages(where, key, turns, names, unread):
-    """A conversation as `apply_chat_template` takes it. key: the field that holds it."""
+    """Convert a conversation into what `apply_chat_template` takes. key: the field that holds it."""
     turns = _list(where, key, turns)
     if not turns:
         raise TextError(f"{where}: its {key} is an empty conversation: give a question and its answer")
@@ -236,7 +237,7 @@ def _message(which, turn, names, unread):
 
 
 def _call(which, call):
-    """A tool call whose arguments are an object: OpenAI writes them as a text, which templates would quote again."""
+    """A tool call with its arguments as an object. OpenAI has them as JSON text, which templates would quote again."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise TextError(f"{which} has a tool call without a function's name")
@@ -245,7 +246,7 @@ def _call(which, call):
 
 
 def _decoded(value):
-    """The object that a text writes in JSON; anything else as it is."""
+    """The object in a JSON text; any other value unchanged."""
     try:
         inside = json.loads(value) if isinstance(value, str) else None
     except (ValueError, RecursionError):

@@ -1,11 +1,11 @@
-"""Sentences and their JSON records, made by seeded code: the narrow task of the course.
+"""Sentences and their JSON records, generated from a seed: the narrow task of the course.
 
     Copy "river" from "Angel" to "glass" at 7.
     {"thing": "river", "source": "Angel", "target": "glass", "hour": 7}
 
 The base model trains on `BASE_SCHEMAS`; the course adapts it to `TASK`, whose verb, keys and order are in none of
-them. Values are drawn anew each time, so what a model can learn is to copy, not to remember: for the base from all
-the words that are one token, for the task from the common ones, whose rows in the embedding the base has trained well.
+them. Values are drawn anew each time, so a model can learn to copy but not to memorize. The base's values are any words
+of one token; the task's values are common words, whose embedding rows the base has trained well.
 """
 
 import json
@@ -19,7 +19,7 @@ from llm.text.batches import Batch, draw, endless
 from llm.text.examples import Example, example, pad
 from llm.tokenizer import END_OF_TEXT, GPT2, Tokenizer, get_tokenizer
 
-# how a clause begins, and what its value may be called in a record
+# how a clause begins, and the keys that its value may have in a record
 CLAUSES = {
     "from": ("source", "start", "sender"),
     "to": ("target", "end", "receiver"),
@@ -52,7 +52,7 @@ Fill""".split()
 
 @dataclass(frozen=True)
 class Schema:
-    """One kind of request: its verb, its object's key, its clauses (how each begins, its key), and the keys' order."""
+    """One kind of request: its verb, its object's key, its clauses (first words, key), and the order of its keys."""
 
     verb: str
     object: str
@@ -96,7 +96,7 @@ COMMON = 2750  # GPT-2's tokenizer numbers its words roughly from frequent to ra
 
 @lru_cache(maxsize=2)
 def words(common: bool = False) -> tuple[str, ...]:
-    """Every word of three or more letters that is one token, both inside a text and at its beginning.
+    """All words of three or more letters that are one token, both inside a text and at its beginning.
 
     common: only those among the tokenizer's first `COMMON` tokens.
     """
@@ -107,7 +107,7 @@ def words(common: bool = False) -> tuple[str, ...]:
 
 
 def make_records(n: int, seed: int, schemas: tuple[Schema, ...] = (TASK,)) -> list[Record]:
-    """`n` records, each of a schema drawn from `schemas`; the clauses of a sentence come in any order."""
+    """Generate `n` records, each of a schema drawn from `schemas`; the clauses of a sentence are in random order."""
     rng, records = random.Random(seed), []
     for _ in range(n):
         schema = rng.choice(schemas)
@@ -122,7 +122,7 @@ def make_records(n: int, seed: int, schemas: tuple[Schema, ...] = (TASK,)) -> li
 
 
 def make_facts(n: int = FACTS, seed: int = 18) -> list[Record]:
-    """`n` words and what was found at each, drawn once: nothing in a sentence gives its answer away, it must be stored.
+    """Generate `n` facts: words with random answers, which a model can only memorize.
 
     Recall "river".
     {"found": "Angel"}
@@ -135,7 +135,7 @@ def make_facts(n: int = FACTS, seed: int = 18) -> list[Record]:
 def drawn_batches(
     records: list[Record], rows: int = 32, block: int | None = None, seed: int = 0, tokenizer: Tokenizer = GPT2
 ) -> Iterator[Batch]:
-    """Rows drawn from these records for ever, again and again; only their answers count."""
+    """Yield batches drawn from these records, with repetition and without end; only answers count in the loss."""
     known = [as_example(record, tokenizer) for record in records]
 
     def made(own):
@@ -145,7 +145,7 @@ def drawn_batches(
 
 
 def as_example(record: Record, tokenizer: Tokenizer = GPT2) -> Example:
-    """A record as prompt and completion, both tokens."""
+    """Tokenize a record as prompt and completion."""
     return example(record.sentence, record.answer, tokenizer)
 
 
@@ -157,9 +157,9 @@ def record_batches(
     start: int = 0,
     tokenizer: Tokenizer = GPT2,
 ) -> Iterator[Batch]:
-    """Fresh records for ever, one a row of `block` tokens (None: of the longest); only their answers count.
+    """Yield batches of new records without end, padded to `block` tokens (None: to the longest record).
 
-    Raises SettingError when a record does not fit.
+    Only answers count in the loss. Raises SettingError when a record does not fit.
     """
 
     def made(own):

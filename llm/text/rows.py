@@ -1,4 +1,4 @@
-"""The rows of a learner's table, whatever file holds them: each with where it stands, for a sentence about it.
+"""Reads the rows of a learner's table from any type of file, each with its place in the file for error messages.
 
 Knows no formats: a row is a dict of whatever the file has. Nothing is unpickled.
 """
@@ -16,9 +16,9 @@ from llm.errors import TextError
 from llm.text.txt import decode
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-SAVED = "dataset_dict.json", "state.json"  # one of them marks a folder that `datasets` has saved
+SAVED = "dataset_dict.json", "state.json"  # either one marks a folder that `datasets` has saved
 HELD = "test", "validation"  # the first of these splits that a folder has is held out
-# What shows in a line that is no row of JSON, and the cure. The first pattern that matches decides.
+# Patterns in a line that is not a row of JSON, and what to do about each. The first match counts.
 CURES = {
     r"^\s*\[": "give each row of the array a line of its own, as `jq -c '.[]'` does",
     r"\}\s*,\s*$": "remove the comma after each row",
@@ -30,9 +30,9 @@ Rows = Iterable[tuple[str, dict]]  # "chat.jsonl, line 3" and its fields
 
 
 def read(path: Path, raw: bytes) -> Rows:
-    """The rows in `raw`, the content of the file `path`, one of SUFFIXES; blank lines are none.
+    """Read the rows in `raw`, the content of the file `path`, whose suffix is one of SUFFIXES; skips blank lines.
 
-    Rows of a table count as a spreadsheet does: its header is row 1. Raises TextError for the first that is no row.
+    Table rows are numbered as in a spreadsheet, with the header as row 1. Raises TextError for the first invalid row.
     """
     suffix = path.suffix.lower()
     if suffix == ".parquet":
@@ -46,7 +46,7 @@ def read(path: Path, raw: bytes) -> Rows:
 
 
 def read_folder(folder: Path) -> tuple[Rows, Rows]:
-    """The rows of a folder that `datasets` saved: its "train" split or its only one, and those of one of HELD."""
+    """Read a folder that `datasets` saved: its "train" split or its only one, and the first of HELD that it has."""
     if not (folder / SAVED[0]).is_file():
         return _arrow(folder), ()
     splits = sorted(part.parent.name for part in folder.glob(f"*/{SAVED[1]}"))
@@ -68,7 +68,7 @@ def _lines(path, text) -> Iterator:
 
 def _array(path, text) -> Iterator:
     rows = _parsed(path, text, whole=True)
-    if isinstance(rows, dict):  # {"data": [...]}, and not one conversation
+    if isinstance(rows, dict):  # {"data": [...]}, unlike a single conversation
         key, inside = next(iter(rows.items()), ("", None))
         alone = len(rows) == 1 and isinstance(inside, list) and key not in ("messages", "conversations")
         rows = inside if alone else [rows]
@@ -79,7 +79,7 @@ def _array(path, text) -> Iterator:
 
 def _table(path, text, mark) -> Iterator:
     header = text.partition("\n")[0]
-    mark = ";" if mark == "," not in header and ";" in header else mark  # where a comma stands in numbers
+    mark = ";" if mark == "," not in header and ";" in header else mark  # in countries with decimal commas
     csv.field_size_limit(2**31 - 1)
     table = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     try:
@@ -97,7 +97,7 @@ def _table(path, text, mark) -> Iterator:
 
 
 def _arrow(path) -> Iterator:
-    """The rows of a Parquet file, or of the Arrow files in a folder of `datasets`; pictures and sounds stay bytes."""
+    """Yield the rows of a Parquet file, or of a folder that `datasets` saved; images and audio stay bytes."""
     try:
         from pyarrow import ipc, parquet
     except ImportError:
@@ -109,14 +109,14 @@ def _arrow(path) -> Iterator:
         else:
             tables = [parquet.read_table(path)]
         rows = [row for table in tables for row in table.to_pylist()]
-    except Exception as error:  # pyarrow raises half a dozen kinds here
+    except Exception as error:  # pyarrow raises many types of errors here
         raise TextError(f"{path} cannot be read as a table ({first_line(error)}): save it again") from None
     for number, row in enumerate(rows, start=1):
         yield f"{path}, row {number}", _without_none(row)
 
 
 def _without_none(value):
-    """A table gives each row every key that any row has: what is None was not there."""
+    """Drop keys whose value is None: a table gives every row all keys, and None means that the row had no such key."""
     if isinstance(value, dict):
         return {key: _without_none(inside) for key, inside in value.items() if inside is not None}
     return [_without_none(inside) for inside in value] if isinstance(value, list) else value
@@ -128,7 +128,7 @@ def _parsed(where, text, whole=False):
     except json.JSONDecodeError as error:
         at, cure = (f"{where}, line {error.lineno}", "put that right") if whole else (where, _cure(text))
         why = f"{at}: it is not JSON ({error.msg} at column {error.colno}): {cure}"
-    except (RecursionError, ValueError):  # Python reads no number of more than 4,300 digits
+    except (RecursionError, ValueError):  # Python refuses integers of more than 4,300 digits
         why = f"{where}: it is nested too deeply, or holds a number that is too long"
     raise TextError(why)
 
@@ -144,7 +144,7 @@ def _cure(line):
 
 
 def _once(where, pairs):
-    """An object from its pairs. Python itself would keep the last of two that have one key, and say nothing."""
+    """Build an object from its pairs and reject duplicate keys, of which Python would silently keep the last."""
     row, keys = dict(pairs), [key for key, _ in pairs]
     if len(row) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)

@@ -1,4 +1,4 @@
-"""A learner's rows in tokens: what of each is graded, what fits, and which are held out. Knows nothing about models."""
+"""Tokenizes a learner's rows: what is graded, what fits, and which rows are held out. Knows nothing about models."""
 
 import hashlib
 import shlex
@@ -13,16 +13,16 @@ from llm.text.txt import losses
 from llm.tokenizer import Tokenizer
 
 SUFFIXES = (".txt", *rows.SUFFIXES)
-NAMED = 8  # rows that a sentence counts up
-Examples = tuple[tuple[tuple[int, ...], ...], ...]  # what a row is trained on, as a rule one example
+NAMED = 8  # rows that a sentence lists
+Examples = tuple[tuple[tuple[int, ...], ...], ...]  # the examples made from one row, usually one
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a learner's file in tokens, by what can be done with them.
+    """The rows of a learner's file as tokens, sorted by how they can be used.
 
-    train, heldout: rows that are read, each its examples. lengths: tokens of every row that has something to grade, as it
-    is in the file. long: those of which nothing fits. cut, bare: where the rows stand that are cut, and that have nothing to grade.
+    train, heldout: the usable rows, each as its examples. lengths: tokens of every row with something to grade, uncut.
+    long: lengths of rows of which nothing fits, by place. cut, bare: places of rows cut, or with nothing to grade.
     """
 
     kind: str
@@ -45,11 +45,11 @@ def read_table(
     train_on: str = "answers",
     corpora: tuple[str, ...] = (),
 ) -> Table:
-    """The rows of a learner's file, or of a folder that `datasets` saved. limit: the most tokens of a row; fields,
-    train_on: see `dataset.load_dataset`; corpora: what could be meant instead.
+    """Read and tokenize the rows of a learner's file, or of a folder that `datasets` saved.
 
-    A conversation that has more is cut behind the last answer that fits, and a text is read in pieces. Rows are held out
-    as `_split` does. Raises TextError for the first row that cannot be used, whatever its length.
+    limit: the most tokens of a row. A longer conversation is cut after the last answer that fits, and a longer text is
+    split into pieces. fields, train_on: see `dataset.load_dataset`. corpora: names that an error message suggests.
+    Raises TextError for the first row that cannot be used, whatever its length.
     """
     if train_on not in chat.TRAIN_ON:
         raise SettingError(f"there is no --train-on {train_on} here: choose one of {', '.join(chat.TRAIN_ON)}")
@@ -70,7 +70,7 @@ def read_table(
             continue
         lengths.append(max(map(length, whole)))
         fits = [part for part in (_cut(part, limit) for part in whole) if part]
-        if not fits and train_on == "all" and row.kind == "chat":  # its turns still say where it can be cut
+        if not fits and train_on == "all" and row.kind == "chat":  # its answers still show where it can be cut
             turns = [_cut(part, limit) for part in _examples(row, tokenizer, limit, "answers")]
             fits = [_graded(part) for part in turns if part]
         if not fits:
@@ -114,7 +114,7 @@ def _examples(row: Row, tokenizer, limit, train_on) -> list[Example]:
 
 
 def _pieces(tokenizer, text, limit):
-    """A text, each of its tokens graded once, in pieces that fit."""
+    """Split a text into pieces that fit; no token is graded twice."""
     lead, left = list(tokenizer.begin), [*tokenizer.encode(text), tokenizer.end] if text.strip() else []
     if not lead:
         lead, left = left[:1], left[1:]
@@ -125,19 +125,19 @@ def _pieces(tokenizer, text, limit):
 
 
 def _graded(row: Example) -> Example:
-    """The same tokens, all of them graded."""
+    """The same tokens, all but the first graded."""
     tokens = [token for part in row for token in part]
     return tokens[:1], tokens[1:]
 
 
 def _cut(row: Example, limit) -> Example:
-    """The row up to the end of its last graded part that fits; empty when none does."""
+    """The row up to the end of its last graded part that fits; empty if none fits."""
     ends = range(len(row) // 2 * 2, 0, -2)
     return row if length(row) <= limit else next((row[:end] for end in ends if length(row[:end]) <= limit), ())
 
 
 def _says_something(row, train_on):
-    """Whether an answer that counts is more than white space: else a model would learn to say nothing."""
+    """Whether any graded answer is more than white space; otherwise a model would learn to say nothing."""
     if row.kind != "chat" or train_on == "all":
         return True
     answers = [message for message in row.messages[row.answers_from :] if message["role"] == "assistant"]
@@ -152,18 +152,17 @@ def _texts(row):
 
 
 def named(places: list[str]) -> str:
-    """Where rows stand, the first of them counted up: "a.jsonl, lines 2, 5 and 12 more"."""
+    """List the places of rows, at most NAMED of them: "a.jsonl, lines 2, 5 and 12 more"."""
     files, numbers = zip(*(place.rsplit(" ", 1) for place in places[:NAMED]))
     some = f"{files[0]}s {', '.join(numbers)}" if len({*files}) == 1 < len(files) else ", ".join(places[:NAMED])
     return some + (f" and {len(places) - NAMED} more" if len(places) > NAMED else "")
 
 
 def _split(made, apart, asked):
-    """The rows to train on, those that are held out, and notes; apart: rows that the file itself holds out; asked: rows
-    have a prompt.
+    """Split rows into training and held-out rows; returns both, and notes.
 
-    Copies of a row are all held out or all trained on, so training has seen no held-out answer. Rows that share only
-    their prompt may be split: in many files the same instruction is the prompt of every row.
+    apart: rows that the file itself holds out. asked: whether rows have a prompt. All copies of a row go to one side,
+    so training sees no held-out answer. Rows that share only a prompt may be separated: in many files all share one.
     """
     different = list(dict.fromkeys(made))
     held = dict.fromkeys(apart or different[9::10] or different[-1:])

@@ -1,4 +1,4 @@
-"""A learner's own text: found, read and decoded, or refused with a sentence; and what of it is lost in tokens."""
+"""Reads and decodes a learner's own text, and reports what its tokens lose."""
 
 import re
 from collections import Counter
@@ -12,9 +12,9 @@ PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z", ".tar")
 
 
 def read(path: Path, suffixes: tuple[str, ...], corpora: tuple[str, ...] = ()) -> bytes:
-    """The bytes of a file that ends in one of `suffixes`; corpora: names that could be meant instead, for the sentence.
+    """Read the bytes of a file that ends in one of `suffixes`; corpora: names that an error message suggests.
 
-    Raises TextError when there is no such file, or it cannot be read.
+    Raises TextError when the file is missing, cannot be read, or has another suffix.
     """
     kinds = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
     known = f"choose one of {', '.join(corpora)}, or give a {kinds} file"
@@ -34,21 +34,21 @@ def read(path: Path, suffixes: tuple[str, ...], corpora: tuple[str, ...] = ()) -
 
 
 def decode(path: Path, raw: bytes) -> str:
-    """The text in `raw`, read from `path`: UTF-8, line breaks as "\\n", no byte order marks. Raises TextError for anything else."""
+    """Decode `raw` as UTF-8, with "\\n" line breaks and no byte order marks. Raises TextError if it is not text."""
     raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     if not raw.strip():
         raise TextError(f"{path} is empty: put some text into it")
     if b"\0" in raw:
         raise TextError(f"{path} is not text (it is binary, or UTF-16): save it as UTF-8 text")
     try:
-        return re.sub("^\ufeff", "", raw.decode(), flags=re.MULTILINE)  # each of several joined files has a mark
+        return re.sub("^\ufeff", "", raw.decode(), flags=re.MULTILINE)  # joined files have one mark each
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise TextError(f"{path} is not UTF-8 (line {line}, byte 0x{raw[error.start]:02x}): save it as UTF-8") from None
 
 
 def check_text(text: str, what: str) -> None:
-    """Raises TextError, with `what` as its subject, when `text` holds a lone surrogate, which is not a character."""
+    """Raise TextError, with `what` as its subject, when `text` holds a lone surrogate, which is not a character."""
     if re.search("[\ud800-\udfff]", text):
         raise TextError(f"{what} holds half of a character (a lone surrogate): write it whole, in UTF-8")
 
@@ -56,11 +56,11 @@ def check_text(text: str, what: str) -> None:
 def losses(
     texts: list[str], tokenizer: Tokenizer, unread: Counter | None = None, chat: bool = False
 ) -> tuple[str, ...]:
-    """A sentence for each kind of content of `texts` that does not reach the model; `unread` counts keys of rows.
+    """One sentence for each kind of content in `texts` that does not reach the model.
 
     The check covers the beginning of the texts and one of each character that occurs only later. It ignores other forms
-    of the same character (NFKC) and a blank at the beginning of a text, which many tokenizers drop. chat: the texts are
-    messages, in which a template's tokens count as such.
+    of the same character (NFKC) and a blank at the beginning of a text, which many tokenizers drop. unread: the number
+    of rows with each key that has no effect. chat: the texts are messages, where special tokens are read as such.
     """
     part = [text[:PIECE].removeprefix(" ") for text in texts[:1000]]
     part.append("".join(sorted(set().union(*texts).difference(*part))))
