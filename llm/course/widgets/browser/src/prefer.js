@@ -8,7 +8,7 @@ const STYLE = `
 .llm-explorer .prefer { flex: 1; min-width: 0; }
 .llm-explorer .prefer .text { white-space: pre-wrap; overflow-wrap: anywhere; overflow-y: auto; max-height: 22em; padding: 4px 8px; box-sizing: border-box;
   border: 1px solid color-mix(in oklab, currentColor 25%, transparent); border-radius: 4px; }
-.llm-explorer .prefer .prompt { background: color-mix(in oklab, currentColor 7%, transparent); }
+.llm-explorer .prefer .asked { background: color-mix(in oklab, currentColor 7%, transparent); }
 .llm-explorer .prefer .answers { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 2px 10px; margin: 8px 0; }
 .llm-explorer .prefer .answers h4 { font: inherit; font-weight: 600; margin: 0; overflow-wrap: anywhere; }
 .llm-explorer .prefer .answers .preferred { border-color: currentColor; box-shadow: 0 0 0 1px currentColor; }
@@ -42,7 +42,7 @@ function coins(seed, many) {
 export function prefer(el, { colors, pairs, same, names, seed, least }) {
   let round = 0, at = 0, revealed = false, swapped, given; // given: LEFT, RIGHT, TIE or nothing, by pair
   const box = (name, label) => html("div", { class: `text ${name}`, role: "group", "aria-label": label, tabindex: 0 });
-  const prompt = box("prompt", "prompt"), answers = { [LEFT]: box("", "left answer"), [RIGHT]: box("", "right answer") };
+  const prompt = box("asked", "prompt"), answers = { [LEFT]: box("", "left answer"), [RIGHT]: box("", "right answer") };
   const heads = { [LEFT]: html("h4"), [RIGHT]: html("h4") };
   const button = (text, act) => html("button", { type: "button", onclick: ({ currentTarget }) => currentTarget.getAttribute("aria-disabled") !== "true" && act() }, text);
   const choices = {
