@@ -17,7 +17,7 @@ from llm.text.chat import with_template
 from llm.text.corpora import Corpus
 from llm.text.dataset import HELD, load_dataset, names
 from llm.text.examples import BREAK
-from llm.text.txt import check_text, losses
+from llm.text.txt import check_text, unreadable
 from llm.tokenizer import END_OF_TEXT, GPT2, Tokenizer, decode, encode
 
 BYTES = Tokenizer("bytes", lambda text: list(text.encode()), lambda ids: bytes(ids).decode(), 256)
@@ -237,7 +237,7 @@ def test_characters_that_the_tokenizer_cannot_write_are_counted_in_a_text_and_in
 )
 def test_every_kind_of_loss_is_told_with_an_example(change, lost):
     text = "To\tbe <b>, \U0001f600 caf\u00e9\n    That is"
-    assert_told(losses([text], tokenizer_with(change, special=("<unk>",))), "cannot write", lost)
+    assert_told(unreadable([text], tokenizer_with(change, special=("<unk>",))), "cannot write", lost)
 
 
 @pytest.mark.parametrize(
@@ -253,12 +253,12 @@ def test_every_kind_of_loss_is_told_with_an_example(change, lost):
 )
 def test_a_tokenizer_that_only_writes_the_same_in_another_way_raises_no_alarm(change):
     texts = [" caf\u00e9, \ufb01ve\u00a0\u2026", " And cafe\u0301, \uff41\n", "", "\u1e9b\u0323"]
-    assert losses(texts, tokenizer_with(change)) == losses(texts, GPT2) == ()
+    assert unreadable(texts, tokenizer_with(change)) == unreadable(texts, GPT2) == ()
 
 
 def test_a_character_that_comes_late_in_a_long_text_is_not_overlooked():
     texts = ["a" * 150_000 + "\U0001f600", *["b"] * 2000, "\u00e9"]
-    notes = losses(texts, tokenizer_with(lambda text: text.replace("\U0001f600", "").replace("\u00e9", "")))
+    notes = unreadable(texts, tokenizer_with(lambda text: text.replace("\U0001f600", "").replace("\u00e9", "")))
     assert_told(notes, "cannot write 2 characters", "'\U0001f600': 1", "'\u00e9': 1")
 
 

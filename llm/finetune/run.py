@@ -21,7 +21,7 @@ from llm.adapters import fingerprint, save_adapter
 from llm.adapters.folder import CONFIG
 from llm.bases import Base
 from llm.errors import CourseError, RunError, SettingError
-from llm.finetune.settings import COURSE_RATE, OTHER_RATE, STEPS, TIMES, Settings
+from llm.finetune.settings import COURSE_RATE, OTHER_RATE, RATE_FACTORS, STEPS, Settings
 from llm.finetune.target_words import targets_of
 from llm.finetune.torchrun import ALONE, Group, guarded
 from llm.model import GPTConfig
@@ -263,7 +263,7 @@ def prepare(settings: Settings, out: Path, device: str = "cpu", group: Group = A
             settings = replace(settings, **{name: os.path.abspath(user_path(value))})
     if settings.lr is None:
         small = getattr(base.model, "config", None) == GPTConfig()
-        settings = replace(settings, lr=TIMES.get(settings.method, 1) * (COURSE_RATE if small else OTHER_RATE))
+        settings = replace(settings, lr=RATE_FACTORS.get(settings.method, 1) * (COURSE_RATE if small else OTHER_RATE))
     torch.manual_seed(settings.seed)
     method, chosen = METHODS[settings.method], dict(start=settings.start, dropout=settings.dropout)
     targets = targets_of(settings.targets)

@@ -17,7 +17,7 @@ STEPS = 100  # unless steps or epochs are given
 # layers are wider and need a lower one.
 COURSE_RATE, OTHER_RATE = 1e-2, 1e-3
 # multiples of that rate, from data/results/relatives.csv: LoRA+ has its B at LoRA's rate, and IA3 needs a higher one
-TIMES = {"lora+": 1 / 16, "ia3": 10}
+RATE_FACTORS = {"lora+": 1 / 16, "ia3": 10}
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Settings:
     as in `bases.load`. epochs: replaces steps, in multiples of the number of rows; rows are drawn at random, so some
     come twice and some never. measure: steps between measurements of the held-out loss. patience: end the run after
     this many measurements in a row without a new best. map, train_on, template: see `load_dataset` and `text/chat.py`.
-    lr: the peak rate, of A in LoRA+; None means `COURSE_RATE` or `OTHER_RATE`, times the method's factor in `TIMES`.
+    lr: the peak rate, of A in LoRA+; None means `COURSE_RATE` or `OTHER_RATE`, times the method's factor in `RATE_FACTORS`.
     """
 
     data: str

@@ -18,7 +18,7 @@ from llm.text.batches import UNSEEN, Batch, batches, draw, endless, heldout_batc
 from llm.text.examples import Example, pad
 from llm.text.records import make_records, record_batches
 from llm.text.tables import SUFFIXES, Table, named, read_table
-from llm.text.txt import losses
+from llm.text.txt import unreadable
 from llm.tokenizer import GPT2, Tokenizer
 
 HELD = 32  # held-out rows to measure the loss on: this takes a few seconds even for a real model
@@ -102,7 +102,7 @@ def _text(train, heldout, window, tokenizer, digest, texts):
         return batches(train, rows, window, seed, start, tokenizer.begin)
 
     held = heldout_batches(heldout, HELD // 4, window, limit=4, begin=tokenizer.begin)
-    return Dataset(made, held, digest, completes=False, notes=losses(texts, tokenizer), size=len(train) // window)
+    return Dataset(made, held, digest, completes=False, notes=unreadable(texts, tokenizer), size=len(train) // window)
 
 
 def _records(tokenizer, limit):
@@ -112,7 +112,7 @@ def _records(tokenizer, limit):
                 raise SettingError(f"a record of {x.size(1)} tokens does not fit: a row may have {limit} here")
             yield x, y
 
-    notes = losses([text for record in make_records(HELD, UNSEEN) for text in astuple(record)], tokenizer)
+    notes = unreadable([text for record in make_records(HELD, UNSEEN) for text in astuple(record)], tokenizer)
     return Dataset(made, [next(made(HELD, UNSEEN, 0))], "records", completes=True, notes=notes, kind="records")
 
 

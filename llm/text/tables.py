@@ -9,7 +9,7 @@ from llm.errors import SettingError, TextError
 from llm.text import chat, rows, txt
 from llm.text.examples import Example, ask, example, length
 from llm.text.formats import Row, as_rows
-from llm.text.txt import losses
+from llm.text.txt import unreadable
 from llm.tokenizer import Tokenizer
 
 SUFFIXES = (".txt", *rows.SUFFIXES)
@@ -81,7 +81,7 @@ def read_table(
         if row.kind == "text" and len(fits) > 1:
             pieces.append(row.where)
         (made if i < len(found) else held).append(tuple(tuple(map(tuple, part)) for part in fits))
-    notes = losses([text for row in read for text in _texts(row)], tokenizer, unread, chats)
+    notes = unreadable([text for row in read for text in _texts(row)], tokenizer, unread, chats)
     if kind == "prompt/completion" and tokenizer.template != "plain":
         names = dict(prompt="prompt", completion="completion") | (fields or {})
         notes += (

@@ -53,7 +53,7 @@ def check_text(text: str, what: str) -> None:
         raise TextError(f"{what} holds half of a character (a lone surrogate): write it whole, in UTF-8")
 
 
-def losses(
+def unreadable(
     texts: list[str], tokenizer: Tokenizer, unread: Counter | None = None, chat: bool = False
 ) -> tuple[str, ...]:
     """One sentence for each kind of content in `texts` that does not reach the model.
