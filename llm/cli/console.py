@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from llm.cli.interrupts import stopped
 from llm.errors import CourseError
 
+KEEPS = ("doctor", "fetch", "pretrain", "experiments", "copy-lora", "site", "contents", "pack")  # last in the list
 DEBUG = "--debug"  # anywhere on the line: show tracebacks of our own errors too
 
 
@@ -79,6 +80,10 @@ class Commands(TyperGroup):
         end = args.index("--") if "--" in args else len(args)  # everything after it is text
         self.debug = DEBUG in args[:end]
         return super().main([arg for arg in args[:end] if arg != DEBUG] + args[end:], **extra)
+
+    def list_commands(self, ctx):
+        """Put what runs and adapters need before what keeps the course itself."""
+        return sorted(super().list_commands(ctx), key=lambda name: name in KEEPS)
 
     def invoke(self, ctx):
         try:

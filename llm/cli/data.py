@@ -21,7 +21,7 @@ BARS, WIDTH = 10, 40  # the most bars of the histogram, and the characters of th
 CONTROL = re.compile(r"[^\n\t -~\xa0-\U0010ffff]")  # a terminal would act on these
 
 
-@app.command(short_help="Show what a run would read of a file of yours.")
+@app.command(short_help="Show what a run would read from your file.")
 def data(
     file: Annotated[str, Argument(metavar="FILE", hidden=True)],
     base: Base = "course",
