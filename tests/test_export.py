@@ -236,12 +236,14 @@ def test_a_card_without_a_report_says_what_is_not_known(llama, tmp_path, capsys)
 
 
 def test_an_adapter_of_a_named_base_has_its_public_id(tmp_path):
-    from llm.export.model_card import public_name
+    from llm.export.model_card import card, public_name
 
     base = adapted(folder_of("Llama", tmp_path / "m"))
     folder = saved(base, tmp_path / "mine", {})
     (folder / "run.json").write_text('{"base": "smollm2"}')
     assert public_name(folder) == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "decoded from four bits" in card(folder, {"base": "smollm2"}, "a/b")
+    assert "decoded from four bits" not in card(folder, {"base": "gpt2"}, "a/b")
     assert public_name(folder, "other/one") == "other/one"
     (folder / "run.json").unlink()
     with pytest.raises(AdapterError, match="--base-id"):

@@ -55,6 +55,8 @@ def card(adapter: Path, report: dict, base: str, licence: str = UNKNOWN) -> str:
     best, curve = report.get("best") or {}, report.get("curve") or []
     trained = f"on `{report['data']}`" if report.get("data") else "on data that its report does not name"
     trained += f" (sha256 `{report['digest']}`)" if report.get("digest") else ""
+    if report.get("base") == "smollm2":  # what the course fetches is not the original
+        trained += ". In training, the base's weights were decoded from four bits (Q4_1)"
     losses = [[f"step {step}", f"{loss:.4f}"] for step, loss in (curve[:1] + curve[-1:] if curve[1:] else curve)]
     if best.get("heldout") is not None:
         losses.append([f"step {best.get('step')}, the best, which this is", f"{best['heldout']:.4f}"])
