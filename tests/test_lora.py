@@ -767,6 +767,7 @@ def test_the_copy_of_lora_works_in_a_folder_that_has_nothing_of_the_course(tmp_p
     script = """
 import sys, torch, torch.nn as nn
 import lora
+torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(8, 8), nn.Embedding(8, 8), nn.Linear(8, 4))
 x = torch.randn(3, 8)
 before = model[2](model[0](x))
@@ -776,7 +777,7 @@ after = model[2](model[0](x))
 with lora.lora_disabled(model):
     assert torch.equal(model[2](model[0](x)), before)
 lora.merge_lora(model)
-assert torch.allclose(model[2](model[0](x)), after, atol=1e-6) and not torch.allclose(after, before)
+assert torch.allclose(model[2](model[0](x)), after, atol=1e-4) and not torch.allclose(after, before)
 assert not any(name == "llm" or name.startswith("llm.") for name in sys.modules)
 """
     (tmp_path / "use.py").write_text(script)
