@@ -42,8 +42,10 @@ def number(text: str, kind=int, metavar: str = "N", low: float = 1, high: float 
 
     def within(option: typer.CallbackParam, value: kind):
         if value is not None and not low <= value <= high:
-            least = "above 0" if 0 < low < 1 else f"from {low} up" if high >= 2**31 - 1 else f"from {low} to {high}"
-            raise SettingError(f"{option.opts[0]} {value} makes no sense: give a number {least}")
+            bounds = f"from {low} to {high}"
+            if value < low:  # the upper bound, often of no interest, has nothing to do with it
+                bounds = "above 0" if 0 < low < 1 else f"from {low} up" if high >= 10**6 else bounds
+            raise SettingError(f"{option.opts[0]} {value} makes no sense: give a number {bounds}")
         return value
 
     return Annotated[kind, Option(metavar=metavar, help=text, callback=within)]

@@ -14,7 +14,6 @@ from typer.core import TyperGroup
 from llm.cli.interrupts import stopped
 from llm.errors import CourseError
 
-KEEPS = ("doctor", "fetch", "pretrain", "experiments", "copy-lora", "site", "contents", "pack")  # last in the list
 DEBUG = "--debug"  # anywhere on the line: show tracebacks of our own errors too
 
 
@@ -82,8 +81,9 @@ class Commands(TyperGroup):
         return super().main([arg for arg in args[:end] if arg != DEBUG] + args[end:], **extra)
 
     def list_commands(self, ctx):
-        """Put what runs and adapters need before what keeps the course itself."""
-        return sorted(super().list_commands(ctx), key=lambda name: name in KEEPS)
+        """List what a learner runs before `maintenance.py`, whatever was imported first."""
+        last = {name for name, command in self.commands.items() if command.callback.__module__ == "llm.cli.maintenance"}
+        return sorted(self.commands, key=last.__contains__)
 
     def invoke(self, ctx):
         try:

@@ -64,7 +64,7 @@ def generate(
         show_json(prompt=prompt, text=text, base=loaded.name, adapter=adapter and str(adapter), seed=seed)
     else:
         say(text)
-        if not text[len(prompt) * (not chats) :].strip():
+        if not text.strip():
             _note("the model ended its text at once: try another --seed, or another prompt")
 
 
